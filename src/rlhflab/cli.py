@@ -1,0 +1,60 @@
+"""The command line: what becomes of arguments and of errors. The commands themselves are in `commands.py`.
+
+A mistake of the user's is one sentence on stderr and exit code 2; RLHFLAB_DEBUG=1 shows the traceback instead.
+"""
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError, Parameter
+
+from rlhflab import __version__, commands
+from rlhflab.errors import LabError
+
+app = App(
+    name="rlhflab",
+    help="Preference data to reward model to DPO and PPO to evidence, on one CPU or one GPU.",
+    version=__version__,
+    default_parameter=Parameter(negative=()),
+    help_formatter="plain",
+    suppress_keyboard_interrupt=False,
+)
+for place, (name, command) in enumerate(commands.COMMANDS.items()):
+    app.command(command, name=name, sort_key=place)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code: 0 done, 2 a mistake in what was asked, 130 stopped by Ctrl-C."""
+    if os.environ.get("RLHFLAB_DEBUG"):
+        _run(arguments)
+        return 0
+    try:
+        _run(arguments)
+    except LabError as error:
+        return _fail(str(error))
+    except CycloptsError as error:
+        return _fail(f"{' '.join(str(error).split()).removesuffix('.')}; see rlhflab --help")
+    except KeyboardInterrupt:
+        print("\nStopped. What was finished is kept.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader, `head` say, has enough; Python's own flush at exit must not complain either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        return _fail(f"the disk is full{f' at {error.filename}' if error.filename else ''}; "
+                     "free some space and run the command again")
+    return 0
+
+
+def _run(arguments: Sequence[str] | None) -> None:
+    app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    sys.stdout.flush()  # Here, so that a reader who left is noticed where it can be handled.
+
+
+def _fail(sentence: str) -> int:
+    print(f"rlhflab: {sentence}", file=sys.stderr)
+    return 2

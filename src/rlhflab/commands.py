@@ -1,0 +1,247 @@
+"""The commands: a signature, a docstring that is the help, and one call into the lab.
+
+Whatever needs torch is imported inside the function, so that `--help` is quick. Results go to stdout, words on the
+way to stderr; with --json, stdout holds one JSON value and nothing else.
+"""
+
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from rlhflab.errors import ConfigError, DataError
+
+T = TypeVar("T")
+Json = Annotated[bool, Parameter(name="--json")]
+Count = Annotated[int, Parameter(validator=Number(gte=1))]
+Seed = Annotated[int, Parameter(validator=Number(gte=0))]
+Override = Annotated[str, Parameter(allow_leading_hyphen=True)]
+DEFAULT_MODEL = "smollm2-135m"
+
+
+def demo_command(*, model: str = DEFAULT_MODEL, seed: Seed = 0, out: Path | None = None, resume: Path | None = None,
+                 quick: bool = False, as_json: Json = False) -> None:
+    """Run the whole story on the embedded scenario, from preference data to a report.
+
+    SFT, a reward model, DPO, and PPO into reward hacking and out of it.
+
+    Args:
+        model: A name of `rlhflab models`, a hub id, or a local transformers folder.
+        seed: Of data, sampling and training.
+        out: The new folder; under runs/ where absent.
+        resume: A folder of a demo that was stopped: goes on after its last finished part.
+        quick: A small pass through every part, to see that it works here. Its numbers say nothing.
+        as_json: Print the result as JSON.
+    """
+    from rlhflab.progress import Progress
+    from rlhflab.runs.demo import run_demo
+
+    if out is not None and resume is not None:
+        raise ConfigError("--out and --resume: a demo is new or goes on, so give one of them")
+    folder = _quietly(lambda: run_demo(model=model, seed=seed, out=out, resume=resume, quick=quick,
+                                       progress=Progress()))
+    _finish(folder, as_json, next_step=f"open {folder / 'report.html'} in a browser")
+
+
+def train_command(kind: Literal["sft", "reward", "dpo", "ppo"], run: Path, /, *overrides: Override,
+                  out: Path | None = None, dry_run: bool = False, as_json: Json = False) -> None:
+    """Train one role as a run file says.
+
+    Any key of the run file can be changed by a flag: `--optimizer.learning_rate 1e-4`, `--loss.beta 0.05`.
+    `rlhflab list dpo` shows the keys of a run file of that kind.
+
+    Args:
+        kind: What to train.
+        run: The run file, YAML.
+        overrides: Flags that change a key of the run file, each with its value.
+        out: The new folder; under runs/ where absent.
+        dry_run: Print the resolved run and an estimate of memory and time, and stop.
+        as_json: Print the result as JSON.
+    """
+    from rlhflab.config import read_run
+
+    settings = read_run(kind, run, overrides)
+    from rlhflab.progress import Progress
+    from rlhflab.runs.training import describe_run, run_training
+
+    if dry_run:
+        _print(_quietly(lambda: describe_run(settings)), as_json)
+        return
+    folder = _quietly(lambda: run_training(settings, out=out, progress=Progress()))
+    _finish(folder, as_json, next_step=f"rlhflab report {folder}")
+
+
+def sample_command(*, model: str = DEFAULT_MODEL, adapter: Path | None = None, prompts: str | None = None,
+                   prompt: str | None = None, n: Count = 4, samples: Count = 1,
+                   temperature: Annotated[float, Parameter(validator=Number(gte=0))] = 1.0,
+                   max_new_tokens: Count = 64, seed: Seed = 0, as_json: Json = False) -> None:
+    """Sample answers and print them.
+
+    Args:
+        model: A name of `rlhflab models`, a hub id, or a local transformers folder.
+        adapter: An adapter folder; the base answers where absent.
+        prompts: A JSONL file of prompts, or the name of a scenario; helpdesk where absent.
+        prompt: One prompt, instead of --prompts.
+        n: How many prompts, at most.
+        samples: Answers a prompt.
+        temperature: 1 samples from the model as it is, less is more predictable, 0 takes the likeliest token.
+        max_new_tokens: Longest answer, tokens.
+        seed: Of the sampling.
+        as_json: Print the answers as JSON.
+    """
+    from rlhflab.runs.inspecting import sample_answers
+
+    if prompt is not None and prompts is not None:
+        raise ConfigError("--prompt and --prompts: give one of them")
+    with tempfile.TemporaryDirectory() as scratch:
+        source = prompts or "helpdesk"
+        if prompt is not None:
+            source = str(_one_prompt(prompt, Path(scratch)))
+        answers = _quietly(lambda: sample_answers(
+            model=model, adapter=adapter, prompts=source, n=n, samples=samples, temperature=temperature,
+            max_new_tokens=max_new_tokens, seed=seed))
+    _print(answers, as_json)
+
+
+def evaluate_command(*, model: str = DEFAULT_MODEL, adapter: Path | None = None, scenario: str = "helpdesk",
+                     split: Literal["train", "rl", "evaluation", "regression"] = "evaluation", n: Count = 64,
+                     samples: Count = 1, seed: Seed = 0, as_json: Json = False) -> None:
+    """Measure a policy on a scenario's prompts by the scenario's own check of every answer.
+
+    Args:
+        model: A name of `rlhflab models`, a hub id, or a local transformers folder.
+        adapter: An adapter folder; the base is measured where absent.
+        scenario: The scenario whose prompts and check are used.
+        split: Which of its prompts; those of two splits share nothing.
+        n: How many prompts.
+        samples: Answers a prompt.
+        seed: Of prompts and sampling.
+        as_json: Print the measures as JSON.
+    """
+    from rlhflab.runs.inspecting import evaluate_policy
+
+    _print(_quietly(lambda: evaluate_policy(model=model, adapter=adapter, scenario=scenario, split=split, n=n,
+                                            samples=samples, seed=seed)), as_json)
+
+
+def report_command(folder: Path, /, *, as_json: Json = False) -> None:
+    """Write the report of a run or demo folder again, from what the folder holds.
+
+    Args:
+        folder: The folder of a run or a demo.
+        as_json: Print where the report is as JSON.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such run folder")
+    from rlhflab.analysis.report import write_report
+
+    path = _quietly(lambda: write_report(folder))
+    _print({"report": str(path)}, True) if as_json else print(f"Wrote {path}. Next: open it in a browser.")
+
+
+def models_command(*, as_json: Json = False) -> None:
+    """Show the models known by name, and which of them are here.
+
+    Args:
+        as_json: Print them as JSON.
+    """
+    from rlhflab.model.load import known_models
+
+    _print_table(_quietly(known_models), as_json)
+
+
+def list_command(what: str | None = None, /, *, as_json: Json = False) -> None:
+    """Show the keys of a run file of one kind, or the entries of a catalogue.
+
+    Args:
+        what: A name that `rlhflab list` shows.
+        as_json: Print the rows as JSON.
+    """
+    from rlhflab.listing import overview, rows_of
+
+    _print_table(overview() if what is None else _quietly(lambda: rows_of(what)), as_json)
+
+
+COMMANDS: Mapping[str, Callable[..., None]] = {
+    "demo": demo_command, "train": train_command, "sample": sample_command, "evaluate": evaluate_command,
+    "report": report_command, "models": models_command, "list": list_command,
+}
+"""In the order of the help."""
+
+
+def _one_prompt(text: str, folder: Path) -> Path:
+    """A file of one prompt, so that there is one way in for prompts."""
+    from rlhflab.data.formats import write_jsonl
+
+    if not text.strip():
+        raise ConfigError("--prompt: is empty")
+    write_jsonl(folder / "prompt.jsonl", [{"prompt": text, "id": "prompt"}])
+    return folder / "prompt.jsonl"
+
+
+def _quietly(work: Callable[[], T]) -> T:
+    """Do `work`; what it or a library prints goes to stderr."""
+    with redirect_stdout(sys.stderr):
+        return work()
+
+
+def _finish(folder: Path, as_json: bool, *, next_step: str) -> None:
+    """Say where a run is and what to do next."""
+    if not as_json:
+        print(f"Wrote {folder}. Next: {next_step}")
+        return
+    summary = folder / "summary.json"
+    _print({"folder": str(folder), "summary": json.loads(summary.read_text()) if summary.exists() else None}, True)
+
+
+def _print(value: Mapping[str, Any] | Sequence[Mapping[str, Any]], as_json: bool) -> None:
+    """One JSON value, or one `key: value` line each with a blank line between records."""
+    if as_json:
+        print(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False, default=str))
+        return
+    records = [value] if isinstance(value, Mapping) else value
+    print("\n\n".join("\n".join(_lines(record)) for record in records))
+
+
+def _finite(value: Any) -> Any:
+    """`value` as JSON can hold it: a bound at infinity, say of an interval from one prompt, becomes null."""
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _lines(record: Mapping[str, Any], prefix: str = "") -> list[str]:
+    lines = []
+    for key, value in record.items():
+        if isinstance(value, Mapping) and set(value) != {"mean", "low", "high", "n"}:
+            lines += _lines(value, f"{prefix}{key}.")
+        else:
+            lines.append(f"{prefix}{key}: {_in_words(value)}")
+    return lines
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{mean:.3f} [{low:.3f}, {high:.3f}] n={n}".format(**value)
+    return "-" if value is None else format(value, ".4g") if isinstance(value, float) else str(value)
+
+
+def _print_table(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
+    """Rows under each other in columns; the last column may be long."""
+    if as_json:
+        _print(rows, True)
+        return
+    words = {"True": "yes", "False": "no", "None": "-"}
+    cells = [[words.get(str(value), str(value)) for value in row.values()] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row_cells in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row_cells, widths, strict=True)).rstrip())

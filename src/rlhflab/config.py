@@ -1,0 +1,256 @@
+"""What a run file may say: one frozen model per kind of run. No torch here.
+
+The file describes the run, dotted flags change values (`--optimizer.learning_rate 2e-4`), and the resolved
+settings are saved with the run.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rlhflab.errors import ConfigError
+
+
+class Settings(BaseModel):
+    """A section of a run file: every key is known, every value is fixed once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Choice(BaseModel):
+    """A catalogue entry by name, with its options beside the name: `{name: dpo, beta: 0.1}`."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options given, unchecked: the catalogue checks them when the choice is bound."""
+        return dict(self.model_extra or {})
+
+
+class Lora(Settings):
+    """A low-rank adapter (Hu et al. 2021, arXiv:2106.09685) on every linear layer of the blocks."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32, gt=0)
+    """Scale: the product is multiplied by alpha / rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """On the adapter's input. Refused by PPO, where it would break the probability ratio."""
+    targets: str | list[str] = "all-linear"
+    """Names of the layers to adapt."""
+
+
+class Optimizer(Settings):
+    """AdamW with warm-up and decay. Gradients are clipped by their global norm."""
+
+    learning_rate: float = Field(2e-4, ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """Shape of the decay to 0 after warm-up."""
+    warmup: float = Field(0.1, ge=0, lt=1)
+    """Share of the steps over which the rate rises; the first step already has 1/N of it."""
+    weight_decay: float = Field(0.0, ge=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.999, ge=0, lt=1)
+    epsilon: float = Field(1e-8, gt=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+
+
+class Run(Settings):
+    """What every run says."""
+
+    kind: ClassVar[str]
+
+    model: str = "smollm2-135m"
+    """A name of `rlhflab models`, a hub id, or a local transformers folder."""
+    start: str | None = None
+    """Adapter folder the trained role starts as a copy of; the base where absent."""
+    data: str = "helpdesk"
+    """A JSONL file, or the name of a scenario that makes its own data."""
+    gold: str | None = None
+    """Scenario whose gold check judges this run's answers, for the log only; that of `data` where it is one."""
+    examples: int = Field(256, ge=1)
+    """How many examples a scenario makes. A file is used whole."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of the frozen base. Adapters and optimizer state are always fp32."""
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu, cuda, cuda:1."""
+    seed: int = Field(0, ge=0)
+    lora: Lora = Lora()
+    optimizer: Optimizer = Optimizer()
+    epochs: int = Field(1, ge=1)
+    steps: int | None = Field(None, ge=1)
+    """Optimizer steps (for PPO: rollouts) at most; the data's length decides where absent."""
+    batch: int = Field(16, ge=1)
+    """Examples, pairs or prompts an optimizer step."""
+    max_length: int = Field(1024, ge=8)
+    """Longest prompt plus answer, tokens."""
+    overlong: Literal["error", "drop"] = "error"
+    """What happens to a row over `max_length`: an error that names it, or dropped and counted."""
+    micro_tokens: int = Field(4096, ge=1)
+    """Tokens (with padding) in one forward pass; bounds memory, changes no result."""
+    recompute: bool = False
+    """Drop activations and recompute them in the backward pass: less memory, about a third more time."""
+
+
+class SftRun(Run):
+    """Supervised fine-tuning on the assistant's turns."""
+
+    kind: ClassVar[str] = "sft"
+    epochs: int = Field(2, ge=1)
+    optimizer: Optimizer = Optimizer(learning_rate=5e-4)
+
+
+class RewardRun(Run):
+    """A reward role and scalar head from preference pairs (Bradley-Terry)."""
+
+    kind: ClassVar[str] = "reward"
+    held_out: float = Field(0.2, gt=0, lt=1)
+    """Share of the prompts kept for the accuracy."""
+    margin: float = Field(0.0, ge=0)
+    """Score gap asked for, times a pair's strength (Llama 2, arXiv:2307.09288 eq. 2)."""
+    centering: float = Field(0.01, ge=0)
+    """Weight of (r_chosen + r_rejected)^2, which fixes the free constant (Eisenstein et al., arXiv:2312.09244)."""
+    head_learning_rate: float = Field(3e-3, ge=0)
+
+
+class DpoRun(Run):
+    """Direct preference optimisation; the loss is a name of the catalogue."""
+
+    kind: ClassVar[str] = "dpo"
+    loss: Choice = Choice(name="dpo")
+    probe_prompts: int = Field(16, ge=0)
+    """Prompts on which fresh samples measure the KL to the reference; 0 for none."""
+    probe_every: int = Field(5, ge=1)
+    """Optimizer steps between two such measurements."""
+    probe_tokens: int = Field(48, ge=1)
+    """Longest answer of the probe, tokens."""
+
+
+class EndRule(Settings):
+    """What an answer that did not stop by itself scores."""
+
+    rule: Literal["none", "subtract", "replace"] = "subtract"
+    """subtract: score - value (TRL's missing_eos_penalty); replace: -value (N+ implementation details)."""
+    value: float = Field(1.0, ge=0)
+
+
+class RewardSource(Choice):
+    """One term of the reward: `{name: role, path: runs/reward/roles/reward, weight: 1.0}`."""
+
+    weight: float = 1.0
+
+
+class PpoRun(Run):
+    """Proximal policy optimisation (arXiv:1707.06347) with a KL term in the reward (arXiv:1909.08593)."""
+
+    kind: ClassVar[str] = "ppo"
+    batch: int = Field(8, ge=1)
+    """Prompts a rollout."""
+    samples: int = Field(4, ge=1)
+    """Answers a prompt."""
+    steps: int | None = Field(30, ge=1)
+    """Rollouts, each followed by epochs x minibatches optimizer steps."""
+    epochs: int = Field(2, ge=1)
+    minibatches: int = Field(1, ge=1)
+    optimizer: Optimizer = Optimizer(learning_rate=2e-4, epsilon=1e-5)
+    value_learning_rate: float = Field(1e-3, ge=0)
+    reward: Sequence[RewardSource] = (RewardSource(name="role"),)
+    end: EndRule = EndRule()
+    temperature: float = Field(1.0, gt=0)
+    max_new_tokens: int = Field(40, ge=1)
+    kl_coefficient: float = Field(0.02, ge=0)
+    """Weight of the per-token k1 estimate of KL(policy, reference), in sigma of the reward a nat."""
+    gamma: float = Field(1.0, gt=0, le=1)
+    gae_lambda: float = Field(0.95, ge=0, le=1)
+    clip: float = Field(0.2, gt=0)
+    value_clip: float = Field(0.2, gt=0)
+    value_coefficient: float = Field(0.5, gt=0)
+    whiten_advantages: bool = True
+    top_k: int = 0
+    """Must be 0: the ratio compares the policy with what was sampled from, so nothing may be cut off."""
+    top_p: float = 1.0
+    """Must be 1, for the same reason."""
+
+    @model_validator(mode="after")
+    def _keep_the_ratio_true(self) -> "PpoRun":
+        for key, value, needed in (("top_k", self.top_k, 0), ("top_p", self.top_p, 1), ("lora.dropout",
+                                                                                       self.lora.dropout, 0)):
+            if value != needed:
+                raise ValueError(f"{key} must be {needed} in PPO, where it would break the probability ratio")
+        return self
+
+
+KINDS: Mapping[str, type[Run]] = {run.kind: run for run in (SftRun, RewardRun, DpoRun, PpoRun)}
+
+
+def read_run(kind: str, path: Path, overrides: Sequence[str] = ()) -> Run:
+    """The run that `path` describes, changed by `overrides` (`--a.b value` or `--a.b=value` tokens).
+
+    Raises ConfigError naming the file and the key.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such run file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: a run file holds keys and values, found {type(content).__name__}")
+    declared = content.pop("kind", kind)
+    if declared != kind:
+        raise ConfigError(f"{path}: kind: this file describes a {declared} run, not {kind}")
+    for key, value in parse_overrides(overrides):
+        _set_dotted(content, key, value)
+    return make_run(kind, content, where=str(path))
+
+
+def make_run(kind: str, content: Mapping[str, Any], *, where: str = "run") -> Run:
+    """Validated settings of a run of `kind`; ConfigError names `where` and the key."""
+    try:
+        return KINDS[kind].model_validate(dict(content))
+    except ValidationError as error:
+        raise ConfigError("; ".join(_in_words(where, problem, KINDS[kind]) for problem in error.errors())) from error
+
+
+def parse_overrides(tokens: Sequence[str]) -> list[tuple[str, Any]]:
+    """`["--loss.beta", "0.05", "--batch=8"]` -> `[("loss.beta", 0.05), ("batch", 8)]`."""
+    pairs, rest = [], list(tokens)
+    while rest:
+        flag = rest.pop(0)
+        if not flag.startswith("--"):
+            raise ConfigError(f"{flag}: expected a flag such as --optimizer.learning_rate")
+        key, equals, value = flag[2:].partition("=")
+        if not equals:
+            if not rest:
+                raise ConfigError(f"{flag}: has no value")
+            value = rest.pop(0)
+        try:
+            pairs.append((key.replace("-", "_"), yaml.safe_load(value)))
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{flag}: {value!r} is not a YAML value") from error
+    return pairs
+
+
+def _set_dotted(content: dict[str, Any], key: str, value: Any) -> None:
+    """Set `content["a"]["b"]` for key `a.b`, keeping the other keys of `a`."""
+    *parents, last = key.split(".")
+    for parent in parents:
+        below = content.setdefault(parent, {})
+        if not isinstance(below, dict):
+            raise ConfigError(f"--{key}: {parent} is a value here, not a section")
+        content = below
+    content[last] = value
+
+
+def _in_words(where: str, problem: Any, run: type[Run]) -> str:
+    key = ".".join(str(part) for part in problem["loc"]) or "(whole file)"
+    if problem["type"] == "extra_forbidden":
+        return f"{where}: {key}: unknown key; a {run.kind} run knows {', '.join(sorted(run.model_fields))}"
+    return f"{where}: {key}: {problem['msg'][:1].lower()}{problem['msg'][1:]}, found {problem['input']!r}"

@@ -1,0 +1,118 @@
+"""The one tensor layout: scored tokens. SFT, reward model, DPO and PPO all use it.
+
+A prompt is stored once and its answers branch off it. Instead of padding masks, shifts by one and prompt masks,
+a batch says which hidden state predicts which scored token of which answer. Axes: b rows, t columns, s scored
+tokens, n answers. One row a prompt, rows padded on the right with branch -1.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+PROMPT, PAD = 0, -1
+"""Values of `Batch.branch` that are not an answer (answers of a row count from 1)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenAnswer:
+    """The tokens of one answer; `scored` marks those that count (all, unless a later user turn lies between)."""
+
+    ids: tuple[int, ...]
+    scored: tuple[bool, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.ids:
+            raise ValueError("an answer needs at least one token (its end-of-turn token)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tree:
+    """A prompt and the answers that branch off it."""
+
+    prompt: tuple[int, ...]
+    answers: tuple[TokenAnswer, ...]
+
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            raise ValueError("a prompt needs at least one token: its last hidden state predicts the first answer token")
+
+    def __len__(self) -> int:
+        return len(self.prompt) + sum(len(answer.ids) for answer in self.answers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Trees as tensors. A token sees the earlier tokens of its own branch and of its prompt."""
+
+    tokens: Int[Tensor, "b t"]
+    position: Int[Tensor, "b t"]
+    """Rotary position: an answer continues from its prompt, whatever column it is stored in."""
+    branch: Int[Tensor, "b t"]
+    """PROMPT, 1.. for the row's answers, PAD."""
+    source: Int[Tensor, " s"]
+    """Index into the flattened (b t) of the hidden state that predicts ..."""
+    target: Int[Tensor, " s"]
+    """... this token id ..."""
+    owner: Int[Tensor, " s"]
+    """... which belongs to this answer, counted over the batch in tree order."""
+    last: Int[Tensor, " n"]
+    """Index into (b t) of each answer's last token: where a reward is read."""
+
+    @property
+    def answers(self) -> int:
+        """Number of answers, n."""
+        return self.last.shape[0]
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on `device`."""
+        return Batch(**{name: getattr(self, name).to(device) for name in self.__slots__})
+
+
+def pack(trees: Sequence[Tree]) -> Batch:
+    """One row a tree. Answers are counted in tree order: all of the first tree, then of the second ..."""
+    width = max(len(tree) for tree in trees)
+    tokens = torch.zeros(len(trees), width, dtype=torch.long)
+    position = torch.zeros_like(tokens)
+    branch = torch.full_like(tokens, PAD)
+    source: list[int] = []
+    target: list[int] = []
+    owner: list[int] = []
+    last: list[int] = []
+    for row, tree in enumerate(trees):
+        start, prompt_length = row * width, len(tree.prompt)
+        ids, positions, branches = list(tree.prompt), list(range(prompt_length)), [PROMPT] * prompt_length
+        for number, answer in enumerate(tree.answers, start=1):
+            first, length = start + len(ids), len(answer.ids)
+            # The prompt's last state predicts an answer's first token; then each token predicts the next.
+            predicts = [start + prompt_length - 1, *range(first, first + length - 1)]
+            scored = answer.scored or (True,) * length
+            source += [s for s, counts in zip(predicts, scored, strict=True) if counts]
+            target += [t for t, counts in zip(answer.ids, scored, strict=True) if counts]
+            owner += [len(last)] * sum(scored)
+            last.append(first + length - 1)
+            ids += answer.ids
+            positions += range(prompt_length, prompt_length + length)
+            branches += [number] * length
+        tokens[row, :len(ids)] = torch.tensor(ids)
+        position[row, :len(ids)] = torch.tensor(positions)
+        branch[row, :len(ids)] = torch.tensor(branches)
+    return Batch(tokens=tokens, position=position, branch=branch, source=torch.tensor(source, dtype=torch.long),
+                 target=torch.tensor(target, dtype=torch.long), owner=torch.tensor(owner, dtype=torch.long),
+                 last=torch.tensor(last, dtype=torch.long))
+
+
+def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Groups of item numbers of similar length whose padded size stays within `budget` tokens (or one item).
+
+    Longest first, so that a batch that does not fit in memory fails at the first step, not at the last.
+    """
+    groups: list[list[int]] = []
+    for item in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= budget:
+            groups[-1].append(item)
+        else:
+            groups.append([item])
+    return groups

@@ -1,0 +1,81 @@
+"""Log-probs of scored tokens without a [b, t, vocabulary] tensor. No model here: a hidden state and a matrix.
+
+Axes: s scored tokens, d width, v vocabulary. Memory is O(chunk x v): a chunk's logits are made, read and dropped,
+and made again in the backward pass.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+CHUNK = 1024
+"""Scored tokens whose logits exist at one time."""
+
+
+class TokenScores(NamedTuple):
+    """Of each scored token, in nats, fp32."""
+
+    logprob: Float[Tensor, " s"]
+    entropy: Float[Tensor, " s"]
+    """Of the distribution it was drawn from. Carries no gradient."""
+
+
+def token_scores(hidden: Float[Tensor, "s d"], weight: Float[Tensor, "v d"], target: Int[Tensor, " s"], *,
+                 temperature: float = 1.0, chunk: int = CHUNK) -> TokenScores:
+    """log softmax(hidden @ weight.T / temperature)[target], and the entropy. `weight` is frozen: it gets no gradient.
+
+    Logits are made in the dtype of `hidden`, everything after that is fp32.
+    """
+    return TokenScores(*_TokenScores.apply(hidden, weight, target, temperature, chunk))
+
+
+class _TokenScores(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, temperature: float,
+                chunk: int) -> tuple[Tensor, Tensor]:
+        logprob = torch.empty(target.shape, dtype=torch.float32, device=hidden.device)
+        entropy, normaliser = torch.empty_like(logprob), torch.empty_like(logprob)
+        for part in _parts(len(target), chunk):
+            logits = _logits(hidden[part], weight, temperature)
+            normaliser[part] = logits.logsumexp(-1)
+            logprob[part] = logits.gather(-1, target[part, None]).squeeze(-1) - normaliser[part]
+            probability = (logits - normaliser[part, None]).exp_()
+            entropy[part] = normaliser[part] - (probability.mul_(logits)).sum(-1)
+        ctx.save_for_backward(hidden, weight, target, normaliser)
+        ctx.temperature, ctx.chunk = temperature, chunk
+        ctx.mark_non_differentiable(entropy)
+        return logprob, entropy
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        """d logprob / d hidden = (onehot(target) - softmax) @ weight / temperature."""
+        hidden, weight, target, normaliser = ctx.saved_tensors
+        result = torch.empty_like(hidden)
+        for part in _parts(len(target), ctx.chunk):
+            logits = _logits(hidden[part], weight, ctx.temperature)
+            by_logit = (logits - normaliser[part, None]).exp_().mul_(-gradient[part, None] / ctx.temperature)
+            by_logit.scatter_add_(-1, target[part, None], gradient[part, None] / ctx.temperature)
+            result[part] = by_logit.to(weight.dtype) @ weight
+        return result, None, None, None, None
+
+
+def _parts(n: int, chunk: int) -> list[slice]:
+    return [slice(start, start + chunk) for start in range(0, n, chunk)]
+
+
+def _logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
+    return torch.nn.functional.linear(hidden, weight).float() / temperature
+
+
+def answer_sums(x: Float[Tensor, " s"], owner: Int[Tensor, " s"], n: int) -> Float[Tensor, " n"]:
+    """Sum of a token quantity over each answer."""
+    return torch.zeros(n, dtype=x.dtype, device=x.device).index_add(0, owner, x)
+
+
+def answer_means(x: Float[Tensor, " s"], owner: Int[Tensor, " s"], n: int) -> Float[Tensor, " n"]:
+    """Mean of a token quantity over each answer's scored tokens."""
+    return answer_sums(x, owner, n) / answer_sums(torch.ones_like(x), owner, n).clamp(min=1)

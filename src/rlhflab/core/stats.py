@@ -1,0 +1,73 @@
+"""Intervals for means and rates, with samples clustered by prompt. NumPy and SciPy only."""
+
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+
+class Estimate(NamedTuple):
+    """A mean with its 95 % interval and the number of values behind it."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}] n={self.n}"
+
+
+def wilson(successes: float, n: float, *, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson score interval of a rate (Wilson 1927); stays inside [0, 1] and has width at 0 and n successes."""
+    z = float(stats.norm.ppf(0.5 + confidence / 2))
+    rate = successes / n
+    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * np.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
+def _mean_variance(x: NDArray[np.float64], clusters: Sequence[Hashable] | None) -> tuple[float, float, int]:
+    """Mean of `x`, the cluster-robust variance of that mean (Liang & Zeger 1986), and the number of clusters."""
+    if x.size == 0:
+        raise ValueError("no values to estimate a mean from")
+    names = np.arange(x.size) if clusters is None else np.asarray([str(name) for name in clusters])
+    _, member = np.unique(names, return_inverse=True)
+    groups = int(member.max()) + 1
+    mean = float(x.mean())
+    residual_sums = np.bincount(member, weights=x - mean, minlength=groups)
+    return mean, float((residual_sums**2).sum()) / x.size**2 * groups / max(groups - 1, 1), groups
+
+
+def _t_interval(mean: float, variance: float, groups: int) -> tuple[float, float]:
+    """95 % interval; one cluster says nothing about spread, so its interval is the whole line."""
+    if groups < 2:
+        return float("-inf"), float("inf")
+    half = float(stats.t.ppf(0.975, groups - 1)) * variance**0.5
+    return mean - half, mean + half
+
+
+def mean_interval(values: Sequence[float], clusters: Sequence[Hashable] | None = None) -> Estimate:
+    """Mean and 95 % interval of `values`; values of one cluster (a prompt's samples) may depend on each other.
+
+    Rates (only 0 and 1) get a Wilson interval at the effective sample size, n / design effect; other values a
+    t-interval with cluster-robust standard error. Raises ValueError for no values.
+    """
+    x = np.asarray(values, dtype=float)
+    mean, variance, groups = _mean_variance(x, clusters)
+    if not np.isin(x, (0.0, 1.0)).all():
+        return Estimate(mean, *_t_interval(mean, variance, groups), int(x.size))
+    independent = mean * (1 - mean) / x.size
+    design_effect = max(1.0, variance / independent) if independent > 0 else x.size / groups
+    effective = x.size / design_effect
+    return Estimate(mean, *wilson(mean * effective, effective), int(x.size))
+
+
+def paired_change(after: Sequence[float], before: Sequence[float],
+                  clusters: Sequence[Hashable] | None = None) -> Estimate:
+    """Mean of `after - before` on the same items with a cluster-robust 95 % t-interval."""
+    change = np.asarray(after, dtype=float) - np.asarray(before, dtype=float)
+    mean, variance, groups = _mean_variance(change, clusters)
+    return Estimate(mean, *_t_interval(mean, variance, groups), int(change.size))

@@ -1,0 +1,259 @@
+"""The user's JSONL: demonstrations, preference pairs and prompts, read with errors that name file, line and key.
+
+UTF-8, one JSON object a line, `.jsonl` or `.jsonl.gz`; blank lines and unknown keys are skipped, `null` means absent.
+Pairs may look as TRL writes them: strings, messages, or whole conversations that differ in their last turn.
+"""
+
+import gzip
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhflab.data.types import Conversation, Message, PreferencePair, Prompt
+from rlhflab.errors import DataError
+
+ROLES = ("system", "user", "assistant")
+ANSWER_KEYS = ("answer", "completion", "response")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One JSON object and where it stands, so that whatever is wrong with it can be named."""
+
+    path: Path
+    line: int
+    values: Mapping[str, Any]
+
+    @property
+    def id(self) -> str:
+        """The row's own id, or `file:line`."""
+        given = self.values.get("id")
+        if given is None:
+            return f"{Path(self.path.name.removesuffix('.gz')).stem}:{self.line}"
+        return str(given) if isinstance(given, int) else self.text(given, "id")
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What a verifier needs; empty where absent."""
+        facts = self.values.get("facts", {})
+        if not isinstance(facts, dict):
+            raise self.wrong("facts", f"must be an object, found {_kind(facts)}")
+        return facts
+
+    def wrong(self, key: str, problem: str) -> DataError:
+        """The error that says what is wrong with `key`."""
+        return DataError(f"{self.path}:{self.line}: {key!r} {problem}")
+
+    def text(self, value: object, key: str) -> str:
+        """`value`, if it is text with something in it."""
+        if not isinstance(value, str):
+            raise self.wrong(key, f"must be text, found {_kind(value)}")
+        if not value.strip():
+            raise self.wrong(key, "is empty")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise self.wrong(key, f"holds half of a surrogate pair at character {error.start}") from error
+        return value
+
+    def messages(self, value: object, key: str) -> tuple[Message, ...]:
+        """`value`, if it is a list of turns with a known role and a content."""
+        if not isinstance(value, list):
+            raise self.wrong(key, f"must be a list of messages, found {_kind(value)}")
+        if not value:
+            raise self.wrong(key, "is an empty list")
+        turns = []
+        for place, turn in enumerate(value):
+            if not isinstance(turn, dict):
+                raise self.wrong(f"{key}[{place}]", f"must be an object with role and content, found {_kind(turn)}")
+            role = turn.get("role")
+            if role not in ROLES:
+                raise self.wrong(f"{key}[{place}].role", f"must be one of {', '.join(ROLES)}, found {role!r}")
+            turns.append(Message(role=role, content=self.text(turn.get("content"), f"{key}[{place}].content")))
+        return tuple(turns)
+
+    def prompt(self, key: str = "prompt") -> tuple[Message, ...]:
+        """The turns up to the answer: text is one user turn."""
+        value = self.values.get(key)
+        if value is None:
+            raise self.wrong(key, "is missing")
+        if isinstance(value, str):
+            return (Message(role="user", content=self.text(value, key)),)
+        return self.ending(self.messages(value, key), "user", key)
+
+    def answer(self, key: str) -> tuple[tuple[Message, ...], str]:
+        """The answer, and the turns before it where `key` holds a conversation."""
+        value = self.values.get(key)
+        if value is None:
+            raise self.wrong(key, "is missing")
+        if isinstance(value, str):
+            return (), self.text(value, key)
+        turns = self.ending(self.messages(value, key), "assistant", key)
+        return turns[:-1], turns[-1].content
+
+    def ending(self, turns: tuple[Message, ...], role: str, key: str) -> tuple[Message, ...]:
+        """`turns`, if the last one is of `role`."""
+        if turns[-1].role != role:
+            raise self.wrong(key, f"must end in a turn of the {role}, found one of the {turns[-1].role}")
+        return turns
+
+
+def read_conversations(path: Path) -> list[Conversation]:
+    """Demonstrations: `{"messages": [...]}`, or `prompt` and one of `answer`, `completion`, `response`."""
+    return [Conversation(id=row.id, messages=_conversation(row)) for row in read_rows(path)]
+
+
+def read_pairs(path: Path) -> list[PreferencePair]:
+    """Preferences: `prompt`, `chosen` and `rejected`, or two conversations that differ in their last turn."""
+    return [_pair(row) for row in read_rows(path)]
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """Prompts: `{"prompt": text or messages}`, or `{"messages": [...]}` ending in a user turn."""
+    prompts = []
+    for row in read_rows(path):
+        key = "messages" if "prompt" not in row.values and "messages" in row.values else "prompt"
+        prompts.append(Prompt(id=row.id, messages=row.prompt(key), facts=row.facts))
+    return prompts
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """The objects of a JSONL file; DataError where a line is none, or where the file has none."""
+    found = False
+    for number, line in enumerate(_lines(path), start=1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+            values = json.loads(text) if text else None
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}:{number}: is not UTF-8 at byte {error.start} of the line") from error
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}:{number}: is not JSON at column {error.colno}: {error.msg}; "
+                            "every line is to hold one whole object") from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}:{number}: cannot be read as JSON: {error}") from error
+        if not text:
+            continue
+        if not isinstance(values, dict):
+            raise DataError(f"{path}:{number}: must be an object, found {_kind(values)}")
+        found = True
+        yield Row(path=path, line=number, values={key: value for key, value in values.items() if value is not None})
+    if not found:
+        raise DataError(f"{path}: is empty; at least one row is needed")
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one object a line, compressed if the name says so. The file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(handle, "wb") as plain:
+            # No clock in the header: equal rows give equal files.
+            out = gzip.GzipFile(fileobj=plain, mode="wb", filename="", mtime=0) if path.suffix == ".gz" else plain
+            for row in rows:
+                out.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            if out is not plain:
+                out.close()
+        # A temporary file is private; what replaces it is as readable as any other new file.
+        os.chmod(partial, 0o666 & ~_umask())
+        os.replace(partial, path)
+    except BaseException:
+        os.unlink(partial)
+        raise
+
+
+def conversation_row(conversation: Conversation) -> dict[str, Any]:
+    """What `read_conversations` reads back as `conversation`."""
+    return {"id": conversation.id, "messages": _turns(conversation.messages)}
+
+
+def pair_row(pair: PreferencePair) -> dict[str, Any]:
+    """What `read_pairs` reads back as `pair`."""
+    answers = {"chosen": pair.chosen, "rejected": pair.rejected}
+    return {**prompt_row(pair.prompt), **answers, "strength": pair.strength, "source": pair.source}
+
+
+def prompt_row(prompt: Prompt) -> dict[str, Any]:
+    """What `read_prompts` reads back as `prompt`."""
+    return {"id": prompt.id, "prompt": _turns(prompt.messages), "facts": dict(prompt.facts)}
+
+
+def _conversation(row: Row) -> tuple[Message, ...]:
+    if "messages" in row.values:
+        return row.ending(row.messages(row.values["messages"], "messages"), "assistant", "messages")
+    given = [key for key in ANSWER_KEYS if key in row.values]
+    if "prompt" not in row.values or len(given) != 1:
+        found = ", ".join(map(repr, row.values)) or "nothing"
+        raise row.wrong("messages", f"is missing; a demonstration has it, or 'prompt' and one of "
+                                    f"{', '.join(map(repr, ANSWER_KEYS))}, found {found}")
+    prompt = row.prompt()
+    before, answer = row.answer(given[0])
+    if before not in ((), prompt):
+        raise row.wrong(given[0], "starts with other turns than 'prompt'")
+    return (*prompt, Message(role="assistant", content=answer))
+
+
+def _pair(row: Row) -> PreferencePair:
+    before_chosen, chosen = row.answer("chosen")
+    before_rejected, rejected = row.answer("rejected")
+    if "prompt" in row.values:
+        turns = row.prompt()
+        for key, before in (("chosen", before_chosen), ("rejected", before_rejected)):
+            if before not in ((), turns):
+                raise row.wrong(key, "starts with other turns than 'prompt'")
+    else:
+        turns = before_chosen
+        if not turns:
+            raise row.wrong("prompt", "is missing, and 'chosen' holds no turns before its answer")
+        if before_rejected != turns:
+            raise row.wrong("rejected", "differs from 'chosen' before its last turn; both must answer one prompt")
+        row.ending(turns, "user", "chosen, without its last turn,")
+    if chosen == rejected:
+        raise row.wrong("chosen", "and 'rejected' are equal; a pair needs a better and a worse answer")
+    source = row.values.get("source", "")
+    if not isinstance(source, str):
+        raise row.wrong("source", f"must be text, found {_kind(source)}")
+    return PreferencePair(prompt=Prompt(id=row.id, messages=turns, facts=row.facts), chosen=chosen, rejected=rejected,
+                          strength=_strength(row), source=source)
+
+
+def _strength(row: Row) -> float:
+    value = row.values.get("strength", 1.0)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise row.wrong("strength", f"must be a number, found {_kind(value)}")
+    if not 0 < value <= 1:
+        raise row.wrong("strength", f"must be above 0 and at most 1, found {value}")
+    return float(value)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """The raw lines of a file, so that a wrong byte has a line number."""
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+            yield from file
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file") from error
+    except IsADirectoryError as error:
+        raise DataError(f"{path}: is a folder; a JSONL file is needed") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _turns(messages: Iterable[Message]) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in messages]
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _kind(value: object) -> str:
+    """What JSON calls a value."""
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")

@@ -1,0 +1,94 @@
+"""The records of the lab. Text and numbers only: no tensors, no tokenizer, no files."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """What the model is asked: the turns up to, and without, the answer."""
+
+    id: str
+    messages: tuple[Message, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What a scenario or verifier needs to check an answer (JSON values). Never shown to the model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """A demonstration for SFT: every assistant turn is learnt, the last turn is the assistant's."""
+
+    id: str
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreferencePair:
+    """Two answers to one prompt, one of them preferred."""
+
+    prompt: Prompt
+    chosen: str
+    rejected: str
+    strength: float = 1.0
+    """How clear the preference is, in (0, 1]; scales the reward model's margin."""
+    source: str = ""
+    """Who preferred: an annotator, a rule, a file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Two answers to one prompt that somebody is to judge. `a` and `b` carry no order of merit."""
+
+    prompt: Prompt
+    a: str
+    b: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgment:
+    """What one annotator said of one comparison. Raw: never edited."""
+
+    verdict: Literal["a", "b", "tie", "skip"]
+    annotator: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """A number somebody gave an answer. `value` is None where nothing could be scored, never 0."""
+
+    value: float | None
+    by: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """One sampled answer."""
+
+    prompt: Prompt
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    """The answer's tokens, with the end-of-turn token where it stopped by itself."""
+    logprobs: tuple[float, ...]
+    """Engine log-prob of each token of `token_ids`, nats, at the sampling temperature."""
+    text: str
+    """The answer without its end-of-turn token."""
+    finish: Literal["stop", "length"]
+    seed: int
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the answer ended by itself."""
+        return self.finish == "stop"

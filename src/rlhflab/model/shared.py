@@ -1,0 +1,263 @@
+"""One frozen base, several LoRA roles. Everything above this file asks for a role by name, as an argument.
+
+Knows PEFT and transformers; knows no loss and no loop. Axes: b rows, t columns, s scored tokens, n answers, d width.
+"""
+
+import json
+import shutil
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from rlhflab.config import Lora
+from rlhflab.core.batch import Batch
+from rlhflab.core.logprobs import TokenScores, token_scores
+from rlhflab.errors import ModelError
+from rlhflab.model.attention import branch_mask
+from rlhflab.model.load import Base, load_base
+from rlhflab.model.roles import RoleSwitch, recompute_in_role, take_over
+
+ADAPTER, ADAPTER_CONFIG, HEAD, RECORD = "adapter_model.safetensors", "adapter_config.json", "head.safetensors", \
+    "rlhflab.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoleRecord:
+    """What is written beside an adapter so that it can be used, and checked, elsewhere."""
+
+    base: str
+    base_digest: str
+    head: bool
+    score_mean: float = 0.0
+    score_std: float = 1.0
+    """Mean and standard deviation of a reward role's raw scores on SFT samples."""
+
+
+class SharedModel:
+    """Owns the base weights, the adapters, the heads and their flags."""
+
+    def __init__(self, base: Base) -> None:
+        self.base = base
+        self.tokenizer = base.tokenizer
+        self.decoder: nn.Module = base.model.base_model
+        self.unembedding: Float[Tensor, "v d"] = base.model.get_output_embeddings().weight
+        self.width = base.model.config.hidden_size
+        self.context = base.model.config.max_position_embeddings
+        """Longest prompt plus answer the base was made for, tokens."""
+        self.device = self.unembedding.device
+        self.records: dict[str, RoleRecord] = {}
+        self._trainable: dict[str, bool] = {}
+        self._peft: PeftModel | None = None
+        self._heads = nn.ModuleDict()
+        self._switch = RoleSwitch()
+        self._linear_layers = sorted({name.rpartition(".")[2] for name, layer in self.decoder.layers.named_modules()
+                                      if isinstance(layer, nn.Linear)})
+        recompute_in_role(self.decoder.layers, self._switch)
+        self._check_unembedding()
+
+    @classmethod
+    def load(cls, name: str, *, dtype: str = "bfloat16", device: str = "auto") -> "SharedModel":
+        """The base model `name`. ModelError says what is missing."""
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        return cls(load_base(name, dtype=getattr(torch, dtype), device=device))
+
+    # -- reading the model in a role -------------------------------------------------------------------------------
+
+    def hidden(self, batch: Batch, role: str | None) -> Float[Tensor, "bt d"]:
+        """Last hidden states of the flattened batch, after the final norm. `role` None is the base model."""
+        with self.playing(role):
+            states = self.decoder(input_ids=batch.tokens, attention_mask=branch_mask(batch.branch),
+                                  position_ids=batch.position, use_cache=False).last_hidden_state
+        return states.flatten(0, 1)
+
+    def logprobs(self, batch: Batch, role: str | None, *, temperature: float = 1.0) -> TokenScores:
+        """Log-prob and entropy of each scored token under softmax(logits / temperature)."""
+        hidden = self.hidden(batch, role)[batch.source]
+        return token_scores(hidden, self.unembedding, batch.target, temperature=temperature)
+
+    def score(self, batch: Batch, role: str) -> Float[Tensor, " n"]:
+        """Raw output of the role's scalar head at each answer's last token, fp32."""
+        return self._read_head(self.hidden(batch, role)[batch.last], role)
+
+    def values(self, batch: Batch, role: str) -> Float[Tensor, " s"]:
+        """Output of the role's scalar head in the state before each scored token, fp32."""
+        return self._read_head(self.hidden(batch, role)[batch.source], role)
+
+    def _read_head(self, hidden: Float[Tensor, "m d"], role: str) -> Float[Tensor, " m"]:
+        if role not in self._heads:
+            raise ModelError(f"role {role} has no scalar head, so it cannot score")
+        score: Tensor = self._heads[role](hidden.float()).squeeze(-1)
+        return score
+
+    def playing(self, role: str | None) -> Any:
+        """Context in which the decoder plays `role`; for the rollout engine, which drives the decoder itself."""
+        if role is not None and role not in self.records:
+            raise ModelError(f"no role {role!r}; there are {', '.join(self.records) or 'none'}")
+        return self._switch.playing(role)
+
+    def recompute_activations(self, recompute: bool) -> None:
+        """Drop activations in the forward pass and recompute them in the backward pass."""
+        self._switch.recompute = recompute
+
+    # -- roles -----------------------------------------------------------------------------------------------------
+
+    def add_role(self, name: str, lora: Lora, *, copy_of: str | None = None, trainable: bool = True,
+                 head: Literal["none", "zero", "random"] = "none", seed: int = 0) -> None:
+        """A new role: a fresh adapter (its product is 0, so it starts as the base) or a copy of another role's.
+
+        A `random` head is drawn from N(0, 1/(d+1)) (Stiennon et al. 2020), a `zero` head says 0 of everything.
+        """
+        if copy_of is not None:
+            lora = self._lora_of(copy_of)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self._add_adapter(name, self._peft_config(lora))
+            if head != "none":
+                self._heads[name] = nn.Linear(self.width, 1, bias=False, device=self.device)
+                nn.init.normal_(self._heads[name].weight, std=0.0 if head == "zero" else (self.width + 1) ** -0.5)
+        if copy_of is not None:
+            self._load_adapter(name, {key: tensor.clone() for key, tensor in self.adapter(copy_of).items()})
+        self.records[name] = RoleRecord(base=self.base.name, base_digest=self.base.digest, head=head != "none")
+        self._trainable[name] = trainable
+        self._set_flags()
+
+    def drop_role(self, name: str) -> None:
+        """Forget a role and free its tensors."""
+        assert self._peft is not None
+        with warnings.catch_warnings():  # PEFT's own idea of an active adapter is not used here
+            warnings.simplefilter("ignore", UserWarning)
+            self._peft.delete_adapter(name)
+        if name in self._heads:
+            del self._heads[name]
+        del self.records[name], self._trainable[name]
+        self._set_flags()
+
+    def adapter(self, role: str) -> dict[str, Tensor]:
+        """The role's LoRA tensors under the names PEFT stores them by."""
+        assert self._peft is not None
+        state: dict[str, Tensor] = get_peft_model_state_dict(self._peft, adapter_name=role, save_embedding_layers=False)
+        return state
+
+    def parameters(self, role: str) -> list[nn.Parameter]:
+        """The role's adapter weights, fp32, without its head."""
+        assert self._peft is not None
+        return [p for name, p in self._peft.named_parameters() if f".{role}." in name and "lora_" in name]
+
+    def head_parameters(self, role: str) -> list[nn.Parameter]:
+        """The weights of the role's scalar head; none where it has no head."""
+        return list(self._heads[role].parameters()) if role in self._heads else []
+
+    def _add_adapter(self, name: str, config: LoraConfig) -> None:
+        if name in self.records:
+            raise ModelError(f"role {name} exists already")
+        if self._peft is None:
+            with warnings.catch_warnings():  # PEFT asks transformers for a property under its old name
+                warnings.simplefilter("ignore", FutureWarning)
+                self._peft = PeftModel(self.base.model, config, adapter_name=name)
+        else:
+            self._peft.add_adapter(name, config)
+        take_over(self._peft, self._switch)
+
+    def _peft_config(self, lora: Lora) -> LoraConfig:
+        targets = self._linear_layers if lora.targets == "all-linear" else lora.targets
+        return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets,
+                          base_model_name_or_path=self.base.name, task_type="CAUSAL_LM")
+
+    def _load_adapter(self, name: str, tensors: dict[str, Tensor]) -> None:
+        assert self._peft is not None
+        problems = set_peft_model_state_dict(self._peft, tensors, adapter_name=name)
+        if problems.unexpected_keys:
+            raise ModelError(f"role {name}: tensor {problems.unexpected_keys[0]} fits no layer of {self.base.name}")
+
+    def _lora_of(self, role: str) -> Lora:
+        assert self._peft is not None
+        config = self._peft.peft_config[role]
+        targets = config.target_modules
+        return Lora(rank=config.r, alpha=config.lora_alpha, dropout=config.lora_dropout,
+                    targets=targets if isinstance(targets, str) else sorted(targets))
+
+    def _set_flags(self) -> None:
+        """requires_grad is a property of the role, set when roles change, never by using one."""
+        for role, trainable in self._trainable.items():
+            for parameter in [*self.parameters(role), *self.head_parameters(role)]:
+                parameter.requires_grad_(trainable)
+
+    # -- files -----------------------------------------------------------------------------------------------------
+
+    def save_role(self, role: str, folder: Path) -> None:
+        """Write the role in PEFT's format, with its head and record beside it, into a folder that must not exist."""
+        assert self._peft is not None
+        unfinished = folder.with_name(f".{folder.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)  # left by a run that was killed here
+        unfinished.mkdir(parents=True)
+        save_file({key: tensor.contiguous() for key, tensor in self.adapter(role).items()}, unfinished / ADAPTER)
+        config = self._peft_config(self._lora_of(role)).to_dict()
+        # PEFT keeps the targets as a set, whose order changes from process to process.
+        config |= {"inference_mode": True, "target_modules": sorted(config["target_modules"])}
+        (unfinished / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True))
+        if role in self._heads:
+            save_file({"weight": self._heads[role].weight.detach().contiguous()}, unfinished / HEAD)
+        record = self.records[role]
+        (unfinished / RECORD).write_text(json.dumps({k: getattr(record, k) for k in record.__slots__}, indent=2))
+        unfinished.rename(folder)
+
+    def load_role(self, name: str, folder: Path, *, trainable: bool = False,
+                  head: Literal["none", "stored", "zero", "random"] = "none", seed: int = 0) -> None:
+        """A role from a folder in PEFT's format, whoever wrote it. ModelError if a piece is missing or does not fit."""
+        if not (folder / ADAPTER).is_file() or not (folder / ADAPTER_CONFIG).is_file():
+            raise ModelError(f"{folder}: is not an adapter folder: it needs {ADAPTER_CONFIG} and {ADAPTER}")
+        record = _read_record(folder)
+        if record is not None and record.base_digest != self.base.digest:
+            raise ModelError(f"{folder}: was trained on base weights {record.base} ({record.base_digest[:12]}), "
+                             f"not on {self.base.name} ({self.base.digest[:12]})")
+        if head == "stored" and not (folder / HEAD).is_file():
+            raise ModelError(f"{folder}: has no {HEAD}; a reward role needs its scalar head")
+        lora = _read_lora(folder)
+        self.add_role(name, lora, trainable=trainable, head="zero" if head == "stored" else head, seed=seed)
+        self._load_adapter(name, load_file(folder / ADAPTER, device=str(self.device)))
+        if head == "stored":
+            weight = load_file(folder / HEAD, device=str(self.device))["weight"]
+            self._heads[name].load_state_dict({"weight": weight})
+            if record is not None:
+                self.records[name] = record
+
+    def _check_unembedding(self) -> None:
+        """Some architectures scale or cap their logits; log-probs computed here would silently be others."""
+        ids = torch.arange(8, device=self.device)[None]
+        with torch.no_grad():
+            hidden = self.decoder(input_ids=ids, use_cache=False).last_hidden_state
+            ours = nn.functional.linear(hidden, self.unembedding).float()
+            theirs = self.base.model(input_ids=ids, use_cache=False).logits.float()
+        if not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2):
+            raise ModelError(f"{self.base.name}: its logits are not hidden states times the output matrix "
+                             "(scaled or capped logits); such models are not supported")
+
+
+def _read_record(folder: Path) -> RoleRecord | None:
+    path = folder / RECORD
+    if not path.is_file():
+        return None
+    try:
+        return RoleRecord(**json.loads(path.read_text()))
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{path}: is not a role record: {error}") from error
+
+
+def _read_lora(folder: Path) -> Lora:
+    path = folder / ADAPTER_CONFIG
+    try:
+        stored = json.loads(path.read_text())
+        for feature in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save"):
+            if stored.get(feature):
+                raise ModelError(f"{path}: {feature} is set; only plain LoRA adapters can be loaded")
+        return Lora(rank=stored["r"], alpha=stored["lora_alpha"], dropout=0.0, targets=stored["target_modules"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{path}: is not a LoRA configuration: {error!r}") from error

@@ -1,0 +1,38 @@
+"""Forward passes over many trees without gradient: scores and log-probs, in the order the trees came in."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rlhflab.core.batch import Batch, Tree, micro_batches, pack
+from rlhflab.model.shared import SharedModel
+
+
+def score_trees(model: SharedModel, trees: Sequence[Tree], *, role: str, micro_tokens: int) -> list[Float[Tensor, " n"]]:
+    """Raw scores of the answers of each tree, on the CPU."""
+    return read_trees(model, trees, lambda batch: model.score(batch, role), per="answer", micro_tokens=micro_tokens)
+
+
+def tree_logprobs(model: SharedModel, trees: Sequence[Tree], *, role: str | None, micro_tokens: int,
+                  temperature: float = 1.0) -> list[Float[Tensor, " s"]]:
+    """Log-probs of the scored tokens of each tree, its answers one after the other, on the CPU."""
+    return read_trees(model, trees, lambda batch: model.logprobs(batch, role, temperature=temperature).logprob,
+                      per="token", micro_tokens=micro_tokens)
+
+
+@torch.no_grad()
+def read_trees(model: SharedModel, trees: Sequence[Tree], read: Callable[[Batch], Tensor], *,
+               per: Literal["answer", "token"], micro_tokens: int) -> list[Tensor]:
+    """`read` over micro-batches of similar length; its values, one an answer or a scored token, split by tree."""
+    results: list[Tensor] = [torch.empty(0)] * len(trees)
+    for part in micro_batches([len(tree) for tree in trees], micro_tokens):
+        batch = pack([trees[i] for i in part]).to(model.device)
+        tree_of_answer = torch.tensor([k for k, i in enumerate(part) for _ in trees[i].answers])
+        tree_of_value = tree_of_answer if per == "answer" else tree_of_answer[batch.owner.cpu()]
+        sizes = torch.bincount(tree_of_value, minlength=len(part)).tolist()
+        for i, values in zip(part, read(batch).cpu().split(sizes), strict=True):
+            results[i] = values
+    return results

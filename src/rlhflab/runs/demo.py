@@ -1,0 +1,264 @@
+"""`rlhflab demo`: the whole of alignment on one small model, in stages that a stopped demo can go on from.
+
+Each stage reads what earlier stages wrote and writes its own folder, so a stage that went on after a stop gives the
+same numbers as one that did not stop.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlhflab.analysis.evaluate import Row, answer_prompts, change, judged_rows, perplexity, rates
+from rlhflab.analysis.report import write_report
+from rlhflab.config import Run, read_run
+from rlhflab.data.formats import pair_row, write_jsonl
+from rlhflab.errors import RunError
+from rlhflab.model.load import model_folder
+from rlhflab.progress import Progress, in_words
+from rlhflab.runs.cards import model_card
+from rlhflab.runs.folder import Record, RunFolder, environment, peak_memory_gb
+from rlhflab.runs.lab import Lab
+from rlhflab.runs.preferences import collect_pairs
+from rlhflab.runs.recipes import recipe
+from rlhflab.runs.stages import run_stage
+from rlhflab.scenarios import scenario
+from rlhflab.scenarios.base import Scenario
+
+POLICIES = ("base", "sft", "dpo", "ppo")
+SCENARIO = "helpdesk"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """How much the demo does beside what the recipes say."""
+
+    evaluation_prompts: int = 128
+    evaluation_samples: int = 2
+    comparison_prompts: int = 256
+    overrides: tuple[str, ...] = ()
+    """Flags put behind each recipe."""
+
+
+FULL = Size()
+QUICK = Size(evaluation_prompts=8, evaluation_samples=1, comparison_prompts=12,
+             overrides=("--examples", "16", "--steps", "2", "--batch", "4"))
+
+
+def run_demo(*, model: str, seed: int, out: Path | None, resume: Path | None, quick: bool, progress: Progress) -> Path:
+    """Run every stage that has not run yet. Returns the demo's folder."""
+    if resume is None and out is None:
+        resume = _offer_to_resume(Path("runs"), progress)
+    if resume is not None:
+        folder, settings = _stopped_demo(resume)
+    else:
+        model_folder(model)  # a missing model is said before a folder is made
+        folder = RunFolder.create(out) if out is not None else RunFolder.named("demo")
+        settings = {"model": model, "seed": seed, "quick": quick, "scenario": SCENARIO}
+        folder.write_yaml("config.yaml", {"kind": "demo", **settings})
+    progress.say(f"Writing to {folder.path}")
+    record = Record(folder, "demo")
+    demo = Demo(folder, progress, **settings)
+    try:
+        demo.run()
+    except BaseException as error:
+        record.close("stopped")
+        if isinstance(error, KeyboardInterrupt):
+            progress.say(f"Stopped. To go on after the last finished stage: rlhflab demo --resume {folder.path}")
+        raise
+    record.close("finished")
+    progress.say(demo.closing_words())
+    return folder.path
+
+
+def _stopped_demo(path: Path) -> tuple[RunFolder, dict[str, Any]]:
+    if not (path / "config.yaml").is_file() or not (path / "record.json").is_file():
+        raise RunError(f"{path}: is not the folder of a demo")
+    settings = yaml.safe_load((path / "config.yaml").read_text())
+    if settings.pop("kind", None) != "demo":
+        raise RunError(f"{path}: is not the folder of a demo")
+    return RunFolder(path), settings
+
+
+def _offer_to_resume(under: Path, progress: Progress) -> Path | None:
+    """The newest demo that was stopped, if somebody at the terminal wants to go on with it."""
+    records = sorted(under.glob("demo-*/record.json"))
+    if not records or json.loads(records[-1].read_text())["status"] == "finished":
+        return None
+    stopped = records[-1].parent
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        progress.say(f"{stopped} was stopped; to go on with it: rlhflab demo --resume {stopped}")
+        return None
+    answer = input(f"{stopped} was stopped before its end. Go on with it? [Y/n] ")
+    return stopped if answer.strip().lower() in ("", "y", "yes") else None
+
+
+class Demo:
+    """The stages, in order, over one model that is loaded when the first unfinished stage needs it."""
+
+    def __init__(self, folder: RunFolder, progress: Progress, *, model: str, seed: int, quick: bool,
+                 scenario: str) -> None:
+        self.folder, self.progress = folder, progress
+        self.model_name, self.seed, self.size = model, seed, QUICK if quick else FULL
+        self.task: Scenario = _scenario(scenario)
+        self.summary: dict[str, Any] = folder.read_json("summary.json") if folder.has("summary.json") else {
+            "model": model, "seed": seed, "commit": None, "machine": None, "versions": {}, "seconds": 0.0,
+            "peak_memory_gb": 0.0, "stages": [], "policies": {}, "perplexity": {}}
+        self._lab: Lab | None = None
+
+    def run(self) -> None:
+        """Every stage that has not run yet, then the report."""
+        self.summary |= {key: value for key, value in environment().items() if key != "lab"}
+        self._stage("load", self.load)
+        self._stage("evaluate base", lambda: self.evaluate("base"))
+        self._stage("sft", lambda: self.train("sft"))
+        self._stage("evaluate sft", lambda: self.evaluate("sft"))
+        self._stage("preferences", self.collect)
+        self._stage("reward", lambda: self.train("reward", "--data", self._path("data/pairs.jsonl")))
+        self._stage("dpo", lambda: self.train("dpo", "--data", self._path("data/pairs.jsonl")))
+        self._stage("evaluate dpo", lambda: self.evaluate("dpo"))
+        reward = json.dumps([{"name": "role", "path": self._path("reward/roles/reward")}])
+        self._stage("ppo", lambda: self.train("ppo", "--reward", reward))
+        self._stage("evaluate ppo", lambda: self.evaluate("ppo"))
+        self._write_cards()
+        self.progress.say(f"Writing {write_report(self.folder.path)}")
+
+    # -- stages: each returns the tokens it read or wrote ----------------------------------------------------------
+
+    def load(self) -> int:
+        """Load the base model (the first time, convert it)."""
+        self.progress.say(f"Loading {self.model_name} (the first time this takes about half a minute) ...")
+        self.lab.model.base.model.eval()
+        return 0
+
+    def train(self, kind: str, *overrides: str) -> int:
+        """Train by the recipe of `kind`, from the SFT policy where there is one."""
+        run = self._recipe(kind, *overrides)
+        stage = RunFolder.create(self.folder.path / kind)
+        summary = run_stage(run, self.lab, stage)
+        if kind == "reward":
+            self.summary["reward_model"] = {key: summary[key] for key in (
+                "accuracy", "length_only", "gold_order", "labels_on_gold_order", "pairs", "held_out_pairs")}
+        if kind == "ppo":
+            self.summary["ppo"] = {"steps": [_ppo_row(row) for row in _rows(stage.path / "metrics.jsonl")]}
+        return int(summary["tokens"])
+
+    def collect(self) -> int:
+        """Preference pairs: answers of the SFT policy, judged by unbiased annotators."""
+        self.lab.start_role("sampler", self._recipe("dpo"))
+        collected = collect_pairs(self.lab, self.task, role="sampler", prompts=self.size.comparison_prompts,
+                                  seed=self.seed)
+        self.lab.drop_roles()
+        write_jsonl(self._file("data/pairs.jsonl"), (pair_row(pair) for pair in collected.pairs))
+        self.summary["preferences"] = collected.counts
+        return collected.counts["tokens"]
+
+    def evaluate(self, policy: str) -> int:
+        """Greedy and sampled answers to the evaluation prompts, judged by gold; perplexity of the fixed text."""
+        role = None if policy == "base" else "policy"
+        if role:
+            start = self._path(f"{policy}/roles/policy")
+            self.lab.start_role("policy", self._recipe("sft", "--start", start))
+        prompts = self.task.prompts("evaluation", self.size.evaluation_prompts, seed=self.seed)
+        total = len(prompts) * (1 + self.size.evaluation_samples)
+        with self.progress.track(f"answers of {policy} to evaluation prompts", total) as bar:
+            answers = answer_prompts(self.lab.model, self.lab.chat, prompts, role=role,
+                                     samples=self.size.evaluation_samples, max_new_tokens=self.task.max_new_tokens,
+                                     seed=self.seed, advance=bar.advance)
+        self.summary["perplexity"][policy] = perplexity(self.lab.model, role=role)
+        self.lab.drop_roles()
+        rows = judged_rows(self.task, policy, answers)
+        write_jsonl(self._file(f"evaluation/{policy}.jsonl"), rows)
+        self.summary["policies"][policy] = {
+            "greedy": rates(self.task, rows, "greedy"), "sampled": rates(self.task, rows, "sampled"),
+            "versus_sft": None if policy in ("base", "sft") else change(rows, self._evaluation("sft"))._asdict()}
+        return sum(row["tokens"] for row in rows)
+
+    # -- around the stages -----------------------------------------------------------------------------------------
+
+    @property
+    def lab(self) -> Lab:
+        """The loaded model."""
+        if self._lab is None:
+            settings = self._recipe("sft")
+            self._lab = Lab.load(settings.model, dtype=settings.dtype, device=settings.device, progress=self.progress)
+        return self._lab
+
+    def closing_words(self) -> str:
+        """What came out, in four lines, and what to do next."""
+        lines = [f"{policy:>5}: gold {_words(found['sampled']['gold'])} sampled, {_words(found['greedy']['gold'])} greedy"
+                 for policy, found in self.summary["policies"].items()]
+        report = self.folder.path / "report.html"
+        return "\n".join([*lines, f"The loop took {in_words(self.summary['seconds'])} and at most "
+                          f"{self.summary['peak_memory_gb']:.1f} GB. The report is {report}: open it in a browser.",
+                          f"Next: talk to the tuned model with rlhflab sample --adapter {self.folder.path}/ppo/roles/"
+                          "policy --prompt \"...\", or train on your own data: see README.md."])
+
+    def _stage(self, name: str, work: Callable[[], int]) -> None:
+        if any(stage["name"] == name for stage in self.summary["stages"]):
+            return
+        with self._apart(name):
+            began = time.perf_counter()
+            tokens = work()
+            seconds = time.perf_counter() - began
+        self.summary["stages"].append({"name": name, "seconds": round(seconds, 2), "tokens": tokens})
+        self.summary["seconds"] = round(sum(stage["seconds"] for stage in self.summary["stages"]), 2)
+        self.summary["peak_memory_gb"] = max(self.summary["peak_memory_gb"], round(peak_memory_gb(), 3))
+        self.folder.write_json("summary.json", self.summary)
+
+    @contextmanager
+    def _apart(self, name: str) -> Iterator[None]:
+        """Move what an interrupted try of this stage left behind out of its way; nothing is deleted."""
+        left = self.folder.path / name
+        if left.is_dir():
+            number = 1
+            while (aside := left.with_name(f"{name}.stopped-{number}")).exists():
+                number += 1
+            left.rename(aside)
+        yield
+
+    def _recipe(self, kind: str, *overrides: str) -> Run:
+        """The recipe of `kind` on this demo's model, seed and SFT policy; the last of two equal flags counts."""
+        flags = ["--model", self.model_name, "--seed", str(self.seed), "--gold", self.task.name,
+                 *self.size.overrides, *(() if kind == "sft" else ("--start", self._path("sft/roles/policy")))]
+        return read_run(kind, recipe(kind), [*flags, *overrides])
+
+    def _evaluation(self, policy: str) -> list[Row]:
+        return _rows(self.folder.path / "evaluation" / f"{policy}.jsonl")
+
+    def _path(self, name: str) -> str:
+        return str(self.folder.path / name)
+
+    def _file(self, name: str) -> Path:
+        path = self.folder.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def _write_cards(self) -> None:
+        self.folder.write("cards/data.md", self.task.data_card())
+        self.folder.write("cards/annotators.md", self.task.annotator_card())
+        self.folder.write("cards/model.md", model_card(self.summary, base=self.lab.model.base, run=self._recipe("ppo")))
+        self.folder.write_json("measures.json", [
+            {"name": m.name, "says": m.says, "better": m.better} for m in self.task.measures])
+
+
+_scenario = scenario  # the constructor's argument has the same name
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _ppo_row(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: row.get(key) for key in (
+        "step", "proxy", "gold", "kl", "kl_k3", "entropy", "words", "stop_rate", "seconds")}
+
+
+def _words(rate: dict[str, float]) -> str:
+    return f"{rate['mean']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]"

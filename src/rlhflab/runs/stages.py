@@ -1,0 +1,194 @@
+"""One function a kind of run: data in, trained role out, everything worth keeping in the run's folder.
+
+The loops yield steps; here they are written down. A stage leaves no role behind in the shared model.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from rlhflab.config import DpoRun, PpoRun, RewardRun, Run, SftRun
+from rlhflab.core.losses import preference_loss
+from rlhflab.core.stats import mean_interval
+from rlhflab.data.types import PreferencePair, Rollout, Score
+from rlhflab.errors import DataError
+from rlhflab.rollout.probe import Probe
+from rlhflab.rollout.rewards import make_reward
+from rlhflab.rollout.scoring import score_trees
+from rlhflab.runs import sources
+from rlhflab.runs.folder import RunFolder
+from rlhflab.runs.lab import Lab
+from rlhflab.scenarios.base import Scenario
+from rlhflab.scenarios.gold import count_words
+from rlhflab.train.dpo import train_dpo
+from rlhflab.train.ppo import Observer, train_ppo
+from rlhflab.train.reward import train_reward
+from rlhflab.train.sft import train_sft
+from rlhflab.train.state import Step, step_count
+
+Summary = dict[str, Any]
+SAMPLES_LOGGED = 4
+"""Answers of each rollout that are kept in `samples.jsonl`."""
+
+
+def sft_stage(run: SftRun, lab: Lab, folder: RunFolder) -> Summary:
+    """Fine-tune `policy` on demonstrations."""
+    conversations = sources.conversations(run)
+    trees = [sources.conversation_tree(lab.chat, each) for each in conversations]
+    trees = sources.fitting(run, trees, [len(tree) for tree in trees], [each.id for each in conversations], lab.progress)
+    lab.start_role("policy", run)
+    total = step_count(len(trees), batch=run.batch, epochs=run.epochs, steps=run.steps)
+    tokens = follow(train_sft(run, lab.model, trees), lab, folder, "SFT", total, show=("loss",))
+    lab.model.save_role("policy", folder.path / "roles" / "policy")
+    return {"demonstrations": len(trees), "tokens": tokens}
+
+
+def reward_stage(run: RewardRun, lab: Lab, folder: RunFolder) -> Summary:
+    """Train `reward` on preference pairs and measure it on prompts it has not seen."""
+    pairs = fitting_pairs(run, lab)
+    train, held_out = split_by_prompt(pairs, share=run.held_out, seed=run.seed)
+    if not train or not held_out:
+        raise DataError(f"{run.data}: {len(pairs)} pairs over too few prompts to keep {run.held_out:.0%} of them apart")
+    lab.start_role("reward", run, head="random")
+    total = step_count(len(train), batch=run.batch, epochs=run.epochs, steps=run.steps)
+    loop = train_reward(run, lab.model, [sources.pair_tree(lab.chat, pair) for pair in train],
+                        strength=[pair.strength for pair in train])
+    tokens = follow(loop, lab, folder, "reward model", total, show=("loss", "accuracy"))
+    scores = np.array([tree.tolist() for tree in score_trees(
+        lab.model, [sources.pair_tree(lab.chat, pair) for pair in [*train, *held_out]], role="reward",
+        micro_tokens=run.micro_tokens)])
+    lab.model.records["reward"] = replace(lab.model.records["reward"], score_mean=float(scores.mean()),
+                                          score_std=max(float(scores.std()), 1e-6))
+    lab.model.save_role("reward", folder.path / "roles" / "reward")
+    return {"pairs": len(train), "held_out_pairs": len(held_out), "tokens": tokens,
+            **reward_quality(train, held_out, scores[len(train):], sources.gold_of(run))}
+
+
+def dpo_stage(run: DpoRun, lab: Lab, folder: RunFolder) -> Summary:
+    """Train `policy` on preference pairs against its frozen start."""
+    preference_loss.bind(run.loss.name, run.loss.options, where="loss")  # a typing error is found before the sampling
+    pairs = fitting_pairs(run, lab)
+    lab.start_role("policy", run)
+    reference = lab.freeze_reference(run)
+    prompts = list({pair.prompt.id: pair.prompt for pair in pairs}.values())[:run.probe_prompts]
+    probe = Probe(prompts=prompts, chat=lab.chat, max_new_tokens=run.probe_tokens, seed=run.seed) if prompts else None
+    total = step_count(len(pairs), batch=run.batch, epochs=run.epochs, steps=run.steps)
+    loop = train_dpo(run, lab.model, [sources.pair_tree(lab.chat, pair) for pair in pairs], reference=reference,
+                     probe=probe)
+    tokens = follow(loop, lab, folder, "DPO", total, show=("loss", "accuracy"))
+    lab.model.save_role("policy", folder.path / "roles" / "policy")
+    return {"pairs": len(pairs), "tokens": tokens}
+
+
+def ppo_stage(run: PpoRun, lab: Lab, folder: RunFolder) -> Summary:
+    """Train `policy` by PPO against its frozen start."""
+    prompts = sources.prompts(run)
+    lengths = [len(lab.chat.prompt(prompt)) + run.max_new_tokens for prompt in prompts]
+    prompts = sources.fitting(run, prompts, lengths, [prompt.id for prompt in prompts], lab.progress)
+    lab.start_role("policy", run)
+    reference = lab.freeze_reference(run)
+    reward = make_reward(run.reward, lab.model, micro_tokens=run.micro_tokens)
+    critic = "reward" if "reward" in lab.model.records else "policy"
+    lab.model.add_role("value", run.lora, copy_of=critic, head="zero")
+    loop = train_ppo(run, lab.model, prompts, chat=lab.chat, reward=reward, reference=reference,
+                     observe=observer(sources.gold_of(run), folder))
+    assert run.steps is not None
+    tokens = follow(loop, lab, folder, "PPO", run.steps, show=("proxy", "gold", "kl"))
+    for role in ("policy", "value"):
+        lab.model.save_role(role, folder.path / "roles" / role)
+    return {"prompts": len(prompts), "tokens": tokens}
+
+
+STAGES: dict[str, Callable[..., Summary]] = {
+    "sft": sft_stage, "reward": reward_stage, "dpo": dpo_stage, "ppo": ppo_stage}
+
+
+def run_stage(run: Run, lab: Lab, folder: RunFolder) -> Summary:
+    """Train as `run` says; writes config, metrics, roles and summary into `folder`."""
+    folder.write_yaml("config.yaml", {"kind": run.kind, **run.model_dump(mode="json")})
+    lab.model.recompute_activations(run.recompute)
+    try:
+        summary = STAGES[run.kind](run, lab, folder)
+    finally:
+        lab.drop_roles()
+    folder.write_json("summary.json", summary)
+    return summary
+
+
+def follow(loop: Iterator[Step], lab: Lab, folder: RunFolder, label: str, total: int, *, show: Sequence[str]) -> int:
+    """Write every step of a loop down as it happens. Returns the tokens it trained on."""
+    tokens = 0
+    with lab.progress.track(label, total) as bar:
+        for step in loop:
+            folder.append("metrics.jsonl", {"step": step.number, "seconds": round(step.seconds, 3), **step.metrics})
+            tokens += int(step.metrics.get("tokens") or 0)
+            bar.advance(1, **{name: step.metrics.get(name) for name in show})
+    return tokens
+
+
+def fitting_pairs(run: RewardRun | DpoRun, lab: Lab) -> list[PreferencePair]:
+    """The run's pairs whose prompt with its longer answer fits `max_length`."""
+    pairs = sources.pairs(run, lab)
+    trees = [sources.pair_tree(lab.chat, pair) for pair in pairs]
+    lengths = [len(tree.prompt) + max(len(answer.ids) for answer in tree.answers) for tree in trees]
+    return sources.fitting(run, pairs, lengths, [pair.prompt.id for pair in pairs], lab.progress)
+
+
+def split_by_prompt(pairs: Sequence[PreferencePair], *, share: float,
+                    seed: int) -> tuple[list[PreferencePair], list[PreferencePair]]:
+    """(training pairs, held-out pairs) that share no prompt."""
+    prompts = sorted({pair.prompt.messages for pair in pairs}, key=repr)
+    Random(seed).shuffle(prompts)
+    apart = set(prompts[:max(1, round(share * len(prompts)))])
+    return ([pair for pair in pairs if pair.prompt.messages not in apart],
+            [pair for pair in pairs if pair.prompt.messages in apart])
+
+
+def reward_quality(train: Sequence[PreferencePair], held_out: Sequence[PreferencePair], scores: "np.ndarray[Any, Any]",
+                   task: Scenario | None) -> Summary:
+    """Accuracy on held-out labels, beside what length alone reaches, and agreement with the gold order.
+
+    `scores`: raw scores of the held-out pairs, (pairs, 2), chosen first. Gold ties are left out.
+    """
+    prompts = [pair.prompt.id for pair in held_out]
+    longer = [np.sign(len(pair.chosen) - len(pair.rejected)) for pair in train]
+    direction = 1.0 if sum(longer) >= 0 else -1.0
+    by_length = [0.5 + 0.5 * direction * float(np.sign(len(pair.chosen) - len(pair.rejected))) for pair in held_out]
+    quality: Summary = {
+        "accuracy": mean_interval((scores[:, 0] > scores[:, 1]).astype(float).tolist(), prompts)._asdict(),
+        "length_only": mean_interval(by_length, prompts)._asdict(), "gold_order": None, "labels_on_gold_order": None}
+    if task is not None:
+        gold = np.array([[task.judge(pair.prompt, text).gold for text in (pair.chosen, pair.rejected)]
+                         for pair in held_out])
+        differ = gold[:, 0] != gold[:, 1]
+        if differ.any():
+            apart = [prompt for prompt, differs in zip(prompts, differ, strict=True) if differs]
+            agrees = (scores[differ, 0] > scores[differ, 1]) == (gold[differ, 0] > gold[differ, 1])
+            labels = gold[differ, 0] > gold[differ, 1]
+            quality |= {"gold_order": mean_interval(agrees.astype(float).tolist(), apart)._asdict(),
+                        "labels_on_gold_order": mean_interval(labels.astype(float).tolist(), apart)._asdict()}
+    return quality
+
+
+def observer(task: Scenario | None, folder: RunFolder) -> Observer:
+    """Gold and words of each rollout for the log, and a few of its answers for `samples.jsonl`. The loop learns nothing
+    from it.
+    """
+    step = 0
+
+    def observe(rollouts: Sequence[Rollout], scores: Sequence[Score]) -> dict[str, float | None]:
+        nonlocal step
+        step += 1
+        gold = [task.judge(r.prompt, r.text, stopped=r.stopped).gold for r in rollouts] if task else []
+        for i in range(0, len(rollouts), max(1, len(rollouts) // SAMPLES_LOGGED)):
+            folder.append("samples.jsonl", {
+                "step": step, "prompt_id": rollouts[i].prompt.id, "prompt": rollouts[i].prompt.messages[-1].content,
+                "answer": rollouts[i].text, "finish": rollouts[i].finish, "score": scores[i].value,
+                "gold": gold[i] if gold else None})
+        return {"gold": sum(gold) / len(gold) if gold else None,
+                "words": sum(count_words(r.text) for r in rollouts) / len(rollouts)}
+
+    return observe

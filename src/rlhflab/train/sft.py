@@ -1,0 +1,30 @@
+"""Supervised fine-tuning: maximise the log-prob of the assistant's tokens, the end-of-turn token included."""
+
+from collections.abc import Iterator, Sequence
+
+from rlhflab.config import SftRun
+from rlhflab.core.batch import Tree, micro_batches, pack
+from rlhflab.model.shared import SharedModel
+from rlhflab.train.state import Step, TrainState, epochs_of_indices, step_count
+
+
+def scored_tokens(tree: Tree) -> int:
+    """How many tokens of a tree's answers count."""
+    return sum(sum(answer.scored) if answer.scored else len(answer.ids) for answer in tree.answers)
+
+
+def train_sft(run: SftRun, model: SharedModel, demonstrations: Sequence[Tree], *, role: str = "policy") -> Iterator[Step]:
+    """Yields after every optimizer step. The loss is the mean over the step's scored tokens, nats a token."""
+    schedule = {"batch": run.batch, "epochs": run.epochs, "steps": run.steps}
+    state = TrainState(run.optimizer, [(model.parameters(role), run.optimizer.learning_rate)],
+                       total=step_count(len(demonstrations), **schedule))
+    for indices in epochs_of_indices(len(demonstrations), seed=run.seed, **schedule):
+        step = [demonstrations[i] for i in indices]
+        tokens = sum(scored_tokens(tree) for tree in step)
+        for part in micro_batches([len(tree) for tree in step], run.micro_tokens):
+            batch = pack([step[i] for i in part]).to(model.device)
+            scores = model.logprobs(batch, role)
+            (-scores.logprob.sum() / tokens).backward()
+            state.note({"loss": -scores.logprob, "entropy": scores.entropy})
+        state.optimize()
+        yield state.finish_step({"tokens": sum(len(tree) for tree in step)})

@@ -1,0 +1,125 @@
+"""What every loop shares: the order of the data, the optimizer step and the numbers of a step. No method here."""
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rlhflab.config import Optimizer
+from rlhflab.errors import RunError
+
+
+class Step(NamedTuple):
+    """One optimizer step (for PPO: one rollout with its steps), as the caller logs it."""
+
+    number: int
+    metrics: dict[str, float | None]
+    """None where nothing could be measured."""
+    seconds: float
+
+
+class Meter:
+    """Means with counts. Values stay on the device until `read`, which makes one transfer."""
+
+    def __init__(self) -> None:
+        self._sums: defaultdict[str, Tensor | float] = defaultdict(float)
+        self._counts: defaultdict[str, int] = defaultdict(int)
+
+    def note(self, metrics: Mapping[str, Tensor]) -> None:
+        """Add every element of each tensor to its mean."""
+        for name, values in metrics.items():
+            self._sums[name] = self._sums[name] + values.detach().sum()
+            self._counts[name] += values.numel()
+
+    def read(self) -> dict[str, float | None]:
+        """The means so far; starts afresh."""
+        names = list(self._sums)
+        sums = torch.stack([torch.as_tensor(self._sums[name]).float().cpu() for name in names]).tolist() if names else []
+        means = {name: total / self._counts[name] for name, total in zip(names, sums, strict=True)}
+        self._sums.clear()
+        self._counts.clear()
+        return dict(means)
+
+
+def epochs_of_indices(n: int, *, batch: int, epochs: int, seed: int, steps: int | None = None) -> Iterator[list[int]]:
+    """Item numbers of each optimizer step: a new seeded order every epoch, the last short step included."""
+    done = 0
+    for epoch in range(epochs):
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
+        for start in range(0, n, batch):
+            if steps is not None and done == steps:
+                return
+            done += 1
+            yield order[start:start + batch]
+
+
+def step_count(n: int, *, batch: int, epochs: int, steps: int | None = None) -> int:
+    """How many steps `epochs_of_indices` yields."""
+    whole = epochs * math.ceil(n / batch)
+    return whole if steps is None else min(steps, whole)
+
+
+def learning_rate_factor(settings: Optimizer, step: int, total: int) -> float:
+    """Share of the learning rate at step 0, 1, ...: rises from 1/N over N warm-up steps, then decays."""
+    warmup = round(settings.warmup * total)
+    if step < warmup:
+        return (step + 1) / warmup
+    left = (total - step) / max(1, total - warmup)
+    if settings.schedule == "constant":
+        return 1.0
+    return left if settings.schedule == "linear" else 0.5 * (1 - math.cos(math.pi * left))
+
+
+class TrainState:
+    """Owns the optimizer, the schedule and the meter of one trained role or more."""
+
+    def __init__(self, settings: Optimizer, groups: Sequence[tuple[list[nn.Parameter], float]], *, total: int) -> None:
+        """`groups`: parameters with their learning rate. Each group is clipped by itself, and has to move."""
+        self.settings = settings
+        self.total = total
+        self.meter = Meter()
+        self.number = 0
+        """Optimizer steps taken."""
+        self._groups = [(parameters, rate) for parameters, rate in groups if parameters]
+        self._optimizer = torch.optim.AdamW(
+            [{"params": parameters, "lr": rate, "peak": rate} for parameters, rate in self._groups],
+            betas=(settings.beta1, settings.beta2), eps=settings.epsilon, weight_decay=settings.weight_decay)
+        self._started = time.perf_counter()
+
+    def note(self, metrics: Mapping[str, Tensor]) -> None:
+        """Metrics of one forward pass."""
+        self.meter.note(metrics)
+
+    def optimize(self) -> None:
+        """Clip, step, forget the gradients. RunError if nothing moved at the first step although it should have."""
+        factor = learning_rate_factor(self.settings, self.number, self.total)
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        norms = [torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
+                 for parameters, _ in self._groups]
+        before = [parameter.detach().clone() for parameter in self._groups[0][0]] if self.number == 0 else None
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self.number += 1
+        if before is not None:
+            self._refuse_standstill(before, float(norms[0]))
+        self.note({"gradient_norm": norms[0], "learning_rate": torch.tensor(self._groups[0][1] * factor)})
+
+    def finish_step(self, extra: Mapping[str, float | None] | None = None) -> Step:
+        """The numbers noted since the last call."""
+        now = time.perf_counter()
+        seconds, self._started = now - self._started, now
+        return Step(self.number, {**self.meter.read(), **(extra or {})}, seconds)
+
+    def _refuse_standstill(self, before: list[Tensor], norm: float) -> None:
+        parameters, rate = self._groups[0]
+        moved = any(not torch.equal(old, new) for old, new in zip(before, parameters, strict=True))
+        if not math.isfinite(norm):
+            raise RunError("the gradient of the first step is not finite; lower the learning rate or use float32")
+        if rate > 0 and (norm == 0 or not moved):
+            raise RunError(f"no adapter weight moved in the first step (gradient norm {norm:g}, learning rate {rate:g}); "
+                           "nothing would be learnt: check that the data has scored tokens and the role is trainable")

@@ -1,0 +1,55 @@
+"""Chunked log-probs equal a full softmax, forward and backward."""
+
+import pytest
+import torch
+
+from rlhflab.core.logprobs import answer_means, answer_sums, token_scores
+
+
+def full_softmax(hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor, temperature: float) -> torch.Tensor:
+    logits = torch.nn.functional.linear(hidden, weight).float() / temperature
+    return logits.log_softmax(-1)[torch.arange(len(target)), target]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("chunk", [1, 3, 1000])
+def test_chunked_logprobs_and_their_gradient_equal_a_full_softmax(
+        dtype: torch.dtype, tolerance: float, temperature: float, chunk: int) -> None:
+    torch.manual_seed(0)
+    weight, target = torch.randn(50, 16, dtype=dtype), torch.randint(50, (7,))
+    fast_hidden = torch.randn(7, 16, dtype=dtype, requires_grad=True)
+    plain_hidden = fast_hidden.detach().clone().requires_grad_()
+    upstream = torch.randn(7)
+    fast = token_scores(fast_hidden, weight, target, temperature=temperature, chunk=chunk).logprob
+    plain = full_softmax(plain_hidden, weight, target, temperature)
+    torch.testing.assert_close(fast, plain, atol=tolerance, rtol=tolerance)
+    fast.backward(upstream)
+    plain.backward(upstream)
+    torch.testing.assert_close(fast_hidden.grad, plain_hidden.grad, atol=tolerance, rtol=tolerance)
+
+
+def test_the_gradient_is_the_derivative_by_finite_differences() -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(3, 4, dtype=torch.float32)
+    weight, target, step = torch.randn(6, 4), torch.tensor([1, 5, 0]), 1e-2
+    moving = hidden.clone().requires_grad_()
+    token_scores(moving, weight, target, temperature=0.8).logprob.sum().backward()
+    assert moving.grad is not None
+    for i, j in [(0, 0), (1, 2), (2, 3)]:
+        nudge = torch.zeros_like(hidden)
+        nudge[i, j] = step
+        up, down = (token_scores(hidden + sign * nudge, weight, target, temperature=0.8).logprob.sum()
+                    for sign in (1, -1))
+        torch.testing.assert_close(moving.grad[i, j], (up - down) / (2 * step), atol=1e-3, rtol=1e-2)
+
+
+def test_entropy_of_a_uniform_distribution_is_the_log_of_its_size() -> None:
+    scores = token_scores(torch.zeros(2, 3), torch.randn(8, 3), torch.tensor([0, 7]))
+    torch.testing.assert_close(scores.entropy, torch.full((2,), 8.0).log())
+
+
+def test_sums_and_means_belong_to_their_answer() -> None:
+    x, owner = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0, 0, 1])
+    assert answer_sums(x, owner, 3).tolist() == [3.0, 4.0, 0.0]
+    assert answer_means(x, owner, 3).tolist() == [1.5, 4.0, 0.0]

@@ -1,0 +1,50 @@
+"""Intervals against SciPy and against numbers worked by hand."""
+
+import math
+
+import pytest
+from scipy import stats
+
+from rlhflab.core.stats import mean_interval, paired_change, wilson
+
+
+def test_wilson_equals_scipys() -> None:
+    theirs = stats.binomtest(7, 20).proportion_ci(method="wilson")
+    assert wilson(7.0, 20.0) == pytest.approx((theirs.low, theirs.high))
+
+
+def test_no_success_still_has_an_upper_bound() -> None:
+    rate = mean_interval([0.0] * 20)
+    assert rate.mean == rate.low == 0 and rate.high == pytest.approx(wilson(0.0, 20.0)[1]) and rate.high > 0.1
+
+
+def test_a_mean_of_independent_values_equals_the_t_interval() -> None:
+    values = [1.0, 2.5, 3.0, 7.0, 4.0]
+    theirs = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    ours = mean_interval(values)
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high))
+
+
+def test_copies_of_a_prompts_answer_do_not_narrow_the_interval() -> None:
+    values = [1.0, 0.0, 0.0, 1.0, 1.0, 0.0]
+    once = mean_interval(values, range(6))
+    twice = mean_interval(values * 2, [*range(6), *range(6)])
+    assert twice.n == 12
+    assert twice.high - twice.low == pytest.approx(once.high - once.low, rel=0.15)
+    assert mean_interval(values * 2).high < twice.high, "counted as independent it would be narrower"
+
+
+def test_a_paired_change_equals_the_paired_t_test() -> None:
+    after, before = [3.0, 4.0, 5.5, 2.0], [2.0, 4.5, 3.0, 1.0]
+    theirs = stats.ttest_rel(after, before).confidence_interval(0.95)
+    ours = paired_change(after, before)
+    assert (ours.low, ours.high, ours.mean) == pytest.approx((theirs.low, theirs.high, 1.0))
+
+
+def test_one_cluster_says_nothing_about_spread() -> None:
+    assert mean_interval([1.5, 2.0], ["p", "p"]).high == math.inf
+
+
+def test_no_values_are_refused() -> None:
+    with pytest.raises(ValueError, match="no values"):
+        mean_interval([])
