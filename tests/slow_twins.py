@@ -11,7 +11,7 @@ from rlhflab.rollout.engine import draw
 
 
 def plain_hidden(model: SharedModel, ids: Sequence[int], role: str | None) -> Tensor:
-    """Last hidden states of one sequence alone: no padding, no mask, no shared prompt. (t, d)"""
+    """Last hidden states of one sequence alone: no padding, no mask, no shared prompt: (t, d)."""
     with model.playing(role):
         states: Tensor = model.decoder(input_ids=torch.tensor([list(ids)]), use_cache=False).last_hidden_state
     return states[0]
@@ -31,7 +31,7 @@ def plain_logprobs(model: SharedModel, tree: Tree, role: str | None, *, temperat
 
 
 def plain_scores(model: SharedModel, tree: Tree, role: str) -> Tensor:
-    """Reward of each answer, read at its last token, one answer at a time. (n,)"""
+    """Reward of each answer, read at its last token, one answer at a time: (n,)."""
     head = model.head_parameters(role)[0]
     return torch.stack([(plain_hidden(model, [*tree.prompt, *answer.ids], role)[-1].float() @ head[0])
                         for answer in tree.answers])

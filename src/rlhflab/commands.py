@@ -69,7 +69,8 @@ def train_command(kind: Literal["sft", "reward", "dpo", "ppo"], run: Path, /, *o
 
     settings = read_run(kind, run, overrides)
     from rlhflab.progress import Progress
-    from rlhflab.runs.training import describe_run, run_training
+    from rlhflab.runs.estimate import describe_run
+    from rlhflab.runs.training import run_training
 
     if dry_run:
         _print(_quietly(lambda: describe_run(settings)), as_json)

@@ -91,7 +91,7 @@ class Run(Settings):
     """Longest prompt plus answer, tokens."""
     overlong: Literal["error", "drop"] = "error"
     """What happens to a row over `max_length`: an error that names it, or dropped and counted."""
-    micro_tokens: int = Field(4096, ge=1)
+    micro_tokens: int = Field(2048, ge=1)
     """Tokens (with padding) in one forward pass; bounds memory, changes no result."""
     recompute: bool = False
     """Drop activations and recompute them in the backward pass: less memory, about a third more time."""

@@ -26,8 +26,9 @@ def test_gae_with_a_discount_by_hand() -> None:
 
 def test_advantages_do_not_leak_from_one_answer_to_the_next() -> None:
     owner = torch.tensor([0, 0, 1])
-    with_neighbour = gae(torch.tensor([0.0, 1.0, 9.0]), torch.tensor([0.1, 0.2, 5.0]), owner, gamma=1.0, gae_lambda=0.95)
-    alone = gae(torch.tensor([0.0, 1.0]), torch.tensor([0.1, 0.2]), owner[:2], gamma=1.0, gae_lambda=0.95)
+    options = {"gamma": 1.0, "gae_lambda": 0.95}
+    with_neighbour = gae(torch.tensor([0.0, 1.0, 9.0]), torch.tensor([0.1, 0.2, 5.0]), owner, **options)
+    alone = gae(torch.tensor([0.0, 1.0]), torch.tensor([0.1, 0.2]), owner[:2], **options)
     torch.testing.assert_close(with_neighbour.advantage[:2], alone.advantage)
 
 

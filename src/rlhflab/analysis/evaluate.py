@@ -71,7 +71,7 @@ def change(rows: Sequence[Row], before: Sequence[Row], *, mode: str = "sampled",
 
 
 def perplexity(model: SharedModel, *, role: str | None, text: str = FIXED_TEXT) -> float:
-    """exp of the mean negative log-prob of `text`'s tokens after the first."""
+    """Exp of the mean negative log-prob of `text`'s tokens after the first."""
     ids: list[int] = model.tokenizer(text, add_special_tokens=False).input_ids
     tree = Tree(prompt=tuple(ids[:1]), answers=(TokenAnswer(ids=tuple(ids[1:])),))
     logprob = tree_logprobs(model, [tree], role=role, micro_tokens=len(ids))[0]

@@ -25,7 +25,7 @@ class TokenScores(NamedTuple):
 
 def token_scores(hidden: Float[Tensor, "s d"], weight: Float[Tensor, "v d"], target: Int[Tensor, " s"], *,
                  temperature: float = 1.0, chunk: int = CHUNK) -> TokenScores:
-    """log softmax(hidden @ weight.T / temperature)[target], and the entropy. `weight` is frozen: it gets no gradient.
+    """Log softmax(hidden @ weight.T / temperature)[target], and the entropy. `weight` is frozen: it gets no gradient.
 
     Logits are made in the dtype of `hidden`, everything after that is fp32.
     """
@@ -52,7 +52,7 @@ class _TokenScores(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        """d logprob / d hidden = (onehot(target) - softmax) @ weight / temperature."""
+        """D logprob / d hidden = (onehot(target) - softmax) @ weight / temperature."""
         hidden, weight, target, normaliser = ctx.saved_tensors
         result = torch.empty_like(hidden)
         for part in _parts(len(target), ctx.chunk):

@@ -33,7 +33,7 @@ class AnswerLogprobs:
 
     @property
     def logratio(self) -> Float[Tensor, " p"]:
-        """log policy - log reference, nats an answer."""
+        """Log policy - log reference, nats an answer."""
         return self.policy - self.reference
 
 
@@ -103,7 +103,10 @@ def bradley_terry_loss(chosen: Float[Tensor, " p"], rejected: Float[Tensor, " p"
 
 def ppo_policy_loss(logprob: Float[Tensor, " s"], old_logprob: Float[Tensor, " s"],
                     advantage: Float[Tensor, " s"], *, clip: float = 0.2) -> Loss:
-    """max(-A ratio, -A clip(ratio, 1 - clip, 1 + clip)) of each token (Schulman et al. 2017, arXiv:1707.06347 eq. 7)."""
+    """max(-A ratio, -A clip(ratio, 1 - clip, 1 + clip)) of each token.
+
+    Schulman et al. 2017, arXiv:1707.06347 eq. 7, with the sign of a loss.
+    """
     logratio = logprob - old_logprob
     ratio = logratio.exp()
     each = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))

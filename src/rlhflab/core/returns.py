@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def kl_k1(logprob: Float[Tensor, " s"], reference: Float[Tensor, " s"]) -> Float[Tensor, " s"]:
-    """log p - log q on tokens drawn from p: unbiased for KL(p, q), can be negative (Schulman, "Approximating KL")."""
+    """Log p - log q on tokens drawn from p: unbiased for KL(p, q), can be negative (Schulman, "Approximating KL")."""
     return logprob - reference
 
 

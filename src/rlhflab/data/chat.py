@@ -65,9 +65,10 @@ class ChatFormat:
             answer = self.answer(message.content)
             ids += answer
             scored += [True] * len(answer)
-            later = [j for j in range(i + 1, len(conversation.messages)) if conversation.messages[j].role == "assistant"]
-            if later:
-                between = self._ids(self._between(conversation.messages, i, later[0]))
+            later = (j for j, turn in enumerate(conversation.messages) if j > i and turn.role == "assistant")
+            following = next(later, None)
+            if following is not None:
+                between = self._ids(self._between(conversation.messages, i, following))
                 ids += between
                 scored += [False] * len(between)
         return ScoredIds(prompt=tuple(prompt), ids=tuple(ids), scored=tuple(scored))

@@ -1,9 +1,19 @@
-"""What each token of a batch may see, as the mask that transformers hands to every layer."""
+"""What each token of a batch may see, and a faster attention for short rows on a CPU."""
 
-from jaxtyping import Bool, Int
-from torch import Tensor
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from rlhflab.core.batch import PROMPT
+
+SHORT = 256
+"""Columns up to which the grouped products are used; above, their scores take more memory than they save time."""
+ATTENTION = "rlhflab"
+"""Name under which transformers finds `attend`."""
 
 
 def branch_mask(branch: Int[Tensor, "b t"]) -> Bool[Tensor, "b 1 t t"]:
@@ -15,3 +25,31 @@ def branch_mask(branch: Int[Tensor, "b t"]) -> Bool[Tensor, "b 1 t t"]:
     prompt = branch[:, None, :] == PROMPT
     answers = branch[:, :, None] > PROMPT
     return (same | (prompt & answers)).tril()[:, None]
+
+
+def grouped_attention(query: Float[Tensor, "b h t k"], key: Float[Tensor, "b g c k"], value: Float[Tensor, "b g c k"],
+                      mask: Bool[Tensor, "b 1 t c"], *, scaling: float) -> Float[Tensor, "b h t k"]:
+    """softmax(query key^T scaling) value, the h / g heads that share a key in one product.
+
+    Written out because the backward pass of torch's fused CPU kernel is several times slower in bf16 at these sizes.
+    """
+    b, h, t, k = query.shape
+    g, c = key.shape[1:3]
+    rows = (query * scaling).reshape(b * g, h // g * t, k)
+    scores = torch.bmm(rows, key.reshape(b * g, c, k).transpose(1, 2)).view(b, h, t, c)
+    probability = scores.masked_fill(~mask, float("-inf")).softmax(-1)
+    return torch.bmm(probability.view(b * g, h // g * t, c), value.reshape(b * g, c, k)).view(b, h, t, k)
+
+
+def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+           **options: Any) -> tuple[Tensor, None]:
+    """The attention of every layer: grouped products for short rows in bf16 on a CPU, torch's fused one elsewhere."""
+    short = query.shape[2] > 1 and key.shape[2] <= SHORT
+    if attention_mask is not None and short and query.device.type == "cpu" and query.dtype == torch.bfloat16:
+        states = grouped_attention(query, key, value, attention_mask, scaling=options["scaling"])
+        return states.transpose(1, 2).contiguous(), None
+    states, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    return states, None
+
+
+AttentionInterface.register(ATTENTION, attend)

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhflab.errors import ModelError
+from rlhflab.model.attention import ATTENTION
 from rlhflab.model.tiny import TINY_MODELS, write_tiny
 
 HUB_NAMES = {"smollm2-135m-hub": "HuggingFaceTB/SmolLM2-135M-Instruct"}
@@ -59,7 +60,7 @@ def load_base(name: str, *, dtype: torch.dtype, device: str | torch.device = "cp
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation="sdpa", use_safetensors=True)
+            folder, dtype=dtype, attn_implementation=ATTENTION, use_safetensors=True)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{name}: is not a causal language model that transformers can load: "
                          f"{' '.join(str(error).split())}") from error
@@ -103,7 +104,9 @@ def _refuse_unsafe(folder: Path, name: str) -> None:
 
 def _refuse_unsupported(model: PreTrainedModel, name: str) -> None:
     """The branch mask is handed to every layer as it is, so each layer must be full attention with rotary positions."""
-    kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
+    config = model.config
+    windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    kinds = set(getattr(config, "layer_types", None) or ["sliding_attention" if windowed else "full_attention"])
     if kinds != {"full_attention"}:
         raise ModelError(f"{name}: has {', '.join(sorted(kinds - {'full_attention'}))} layers; only models whose "
                          "layers are all full attention are supported")

@@ -24,6 +24,8 @@ class RoleSwitch:
         self.role: str | None = None
         self.recompute = False
         """Whether activations are recomputed in the backward pass: less memory, about a third more time."""
+        self.cast: dict[tuple[int, str], tuple[Tensor, Tensor]] | None = None
+        """Adapter matrices in the dtype of the base, kept while nothing trains."""
 
     @contextmanager
     def playing(self, role: str | None) -> Iterator[None]:
@@ -33,6 +35,15 @@ class RoleSwitch:
             yield
         finally:
             self.role = before
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """No weight changes inside the block, so each adapter matrix is cast once."""
+        self.cast = {}
+        try:
+            yield
+        finally:
+            self.cast = None
 
 
 def take_over(model: nn.Module, switch: RoleSwitch) -> None:
@@ -57,11 +68,20 @@ def _lora_forward(layer: LoraLinear, switch: RoleSwitch, x: Tensor) -> Tensor:
     role = switch.role
     if role is None or role not in layer.lora_A:
         return result
-    down = layer.lora_A[role].weight.to(x.dtype)
-    up = layer.lora_B[role].weight.to(x.dtype)
+    down, up = _matrices(layer, switch, role, x.dtype)
     inner = nn.functional.linear(layer.lora_dropout[role](x), down)
     flat = torch.addmm(result.flatten(0, -2), inner.flatten(0, -2), up.T, alpha=layer.scaling[role])
     return flat.view(result.shape)
+
+
+def _matrices(layer: LoraLinear, switch: RoleSwitch, role: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    key = (id(layer), role)
+    if switch.cast is not None and key in switch.cast:
+        return switch.cast[key]
+    pair = layer.lora_A[role].weight.to(dtype), layer.lora_B[role].weight.to(dtype)
+    if switch.cast is not None:
+        switch.cast[key] = pair
+    return pair
 
 
 def _block_forward(forward: Callable[..., Tensor], switch: RoleSwitch, *args: Any, **kwargs: Any) -> Tensor:

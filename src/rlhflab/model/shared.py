@@ -6,12 +6,14 @@ Knows PEFT and transformers; knows no loss and no loop. Axes: b rows, t columns,
 import json
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -97,8 +99,14 @@ class SharedModel:
         score: Tensor = self._heads[role](hidden.float()).squeeze(-1)
         return score
 
-    def playing(self, role: str | None) -> Any:
-        """Context in which the decoder plays `role`; for the rollout engine, which drives the decoder itself."""
+    @contextmanager
+    def writing(self, role: str | None) -> Iterator[None]:
+        """Context for the rollout engine, which drives the decoder itself: `role` plays and nothing trains."""
+        with torch.inference_mode(), self.playing(role), self._switch.frozen():
+            yield
+
+    def playing(self, role: str | None) -> AbstractContextManager[None]:
+        """Context in which the decoder plays `role`."""
         if role is not None and role not in self.records:
             raise ModelError(f"no role {role!r}; there are {', '.join(self.records) or 'none'}")
         return self._switch.playing(role)

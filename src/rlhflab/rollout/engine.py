@@ -5,17 +5,18 @@ No reward here, and no trainer: a role, prompts and seeds go in, tokens and thei
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import DynamicCache
+from transformers.cache_utils import Cache, DynamicLayer
 
 from rlhflab.core.batch import micro_batches
 from rlhflab.model.shared import SharedModel
 
-ROWS = 64
+ROWS = 128
 """Answers written at one time."""
 
 
@@ -46,7 +47,7 @@ def generate(model: SharedModel, prompts: Sequence[Sequence[int]], *, role: str 
             group = similar[start:start + per_group]
             writer = _Writer(model, [prompts[i] for i in group], [seeds[i] for i in group],
                              max_new_tokens=max_new_tokens, stop_ids=stop_ids, temperature=temperature)
-            with torch.inference_mode(), model.playing(role):
+            with model.writing(role):
                 written = writer.write()
             for i, row_owner in zip(group, range(len(group)), strict=True):
                 answers[i] = [g for owner, g in zip(writer.owner, written, strict=True) if owner == row_owner]
@@ -98,7 +99,7 @@ class _Writer:
                 for ids, values, n, stop in zip(tokens.tolist(), logprobs.tolist(), length.tolist(), stopped.tolist(),
                                                 strict=True)]
 
-    def _prefill(self) -> tuple[Float[Tensor, "p d"], DynamicCache, Bool[Tensor, "p c"]]:
+    def _prefill(self) -> tuple[Float[Tensor, "p d"], Cache, Bool[Tensor, "p c"]]:
         """Last hidden state of each prompt, its keys and values, and which of their columns hold a token."""
         width = max(len(prompt) for prompt in self.prompts)
         tokens = torch.zeros(len(self.prompts), width, dtype=torch.long)
@@ -108,7 +109,7 @@ class _Writer:
             visible[i, :len(prompt)] = True
         tokens, visible = tokens.to(self.model.device), visible.to(self.model.device)
         column = torch.arange(width, device=self.model.device)
-        cache = DynamicCache()
+        cache = Cache(layer_class_to_replicate=partial(_RoomyLayer, room=self.max_new_tokens))
         # Padding is on the right, so the causal mask alone keeps it out of every real token's sight.
         mask = (column[None, :] <= column[:, None]).expand(len(self.prompts), 1, width, width)
         hidden = self.model.decoder(input_ids=tokens, attention_mask=mask, position_ids=column[None].expand_as(tokens),
@@ -116,28 +117,67 @@ class _Writer:
         return hidden[torch.arange(len(self.prompts)), visible.sum(-1) - 1], cache, visible
 
     def _decode(self, token: Int[Tensor, " r"], position: Int[Tensor, " r"], visible: Bool[Tensor, "r c"],
-                cache: DynamicCache) -> Float[Tensor, "r d"]:
+                cache: Cache) -> Float[Tensor, "r d"]:
         states: Tensor = self.model.decoder(
             input_ids=token[:, None], attention_mask=visible[:, None, None], position_ids=position[:, None],
             past_key_values=cache, use_cache=True).last_hidden_state
         return states[:, 0]
 
 
+class _RoomyLayer(DynamicLayer):
+    """Keys and values of a layer with room for the answer, so that a new token is written and nothing is copied."""
+
+    def __init__(self, *, room: int) -> None:
+        super().__init__()
+        self.room = room
+        self.used = 0
+        """Columns that hold a token; `keys` and `values` have more."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Write the new columns; returns views of all that are used."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = (states.new_empty(*states.shape[:2], states.shape[2] + self.room, states.shape[3])
+                                      for states in (key_states, value_states))
+        end = self.used + key_states.shape[2]
+        self.keys[:, :, self.used:end] = key_states
+        self.values[:, :, self.used:end] = value_states
+        self.used = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def get_seq_length(self) -> int:
+        """Columns that hold a token."""
+        return self.used
+
+
+BLOCK = 256
+"""Vocabulary entries whose probabilities are summed first, so that the running sum is over v / BLOCK numbers."""
+
+
 def draw(logits: Float[Tensor, "r v"], uniform: Float[Tensor, " r"], *,
          temperature: float) -> tuple[Int[Tensor, " r"], Float[Tensor, " r"]]:
     """A token and its log-prob for each row, by inverting the cumulative distribution at `uniform`.
 
-    A draw is a function of the row's logits and its own number, so it does not depend on the other rows.
+    A draw is a function of the row's logits and its own number, so it does not depend on the other rows. The
+    distribution is inverted in two levels: first the block of the vocabulary, then the token within it.
     """
     if temperature == 0:
         token = logits.argmax(-1)
-        return token, logits.log_softmax(-1).gather(-1, token[:, None]).squeeze(-1)
-    logprob = (logits / temperature).log_softmax(-1)
-    cumulative = logprob.exp().cumsum(-1)
-    # Scaled by the row's own total, which rounding keeps from being exactly 1.
-    token = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True).squeeze(-1)
-    token = token.clamp(max=logits.shape[-1] - 1)
-    return token, logprob.gather(-1, token[:, None]).squeeze(-1)
+        return token, logits.gather(-1, token[:, None]).squeeze(-1) - logits.logsumexp(-1)
+    logits = logits / temperature if temperature != 1 else logits
+    highest = logits.amax(-1, keepdim=True)
+    weight = torch.nn.functional.pad((logits - highest).exp_(), (0, -logits.shape[-1] % BLOCK))
+    weight = weight.view(len(logits), -1, BLOCK)
+    blocks = weight.sum(-1).cumsum(-1)
+    total = blocks[:, -1:]
+    goal = uniform[:, None] * total
+    block = torch.searchsorted(blocks, goal, right=True).clamp(max=blocks.shape[1] - 1)
+    before = torch.where(block > 0, blocks.gather(-1, (block - 1).clamp(min=0)), 0.0)
+    within = weight[torch.arange(len(logits), device=logits.device), block[:, 0]].cumsum(-1)
+    place = torch.searchsorted(within, goal - before, right=True).clamp(max=BLOCK - 1)
+    token = (block * BLOCK + place).clamp(max=logits.shape[-1] - 1)
+    logprob = logits.gather(-1, token) - highest - total.log()
+    return token.squeeze(-1), logprob.squeeze(-1)
 
 
 def _uniform(seed: int, n: int) -> Float[Tensor, " n"]:

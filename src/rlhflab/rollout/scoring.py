@@ -11,7 +11,8 @@ from rlhflab.core.batch import Batch, Tree, micro_batches, pack
 from rlhflab.model.shared import SharedModel
 
 
-def score_trees(model: SharedModel, trees: Sequence[Tree], *, role: str, micro_tokens: int) -> list[Float[Tensor, " n"]]:
+def score_trees(model: SharedModel, trees: Sequence[Tree], *, role: str,
+                micro_tokens: int) -> list[Float[Tensor, " n"]]:
     """Raw scores of the answers of each tree, on the CPU."""
     return read_trees(model, trees, lambda batch: model.score(batch, role), per="answer", micro_tokens=micro_tokens)
 

@@ -22,8 +22,8 @@ from `sft`.
 
 **For.** Learning and research on alignment methods: answers to questions about a short note.
 
-**Not for.** Facts from memory, advice, or any use without checking. The model is small and was tuned on one narrow task;
-its perplexity on other text before and after is in this report.
+**Not for.** Facts from memory, advice, or any use without checking. The model is small and was tuned on one narrow
+task; its perplexity on other text before and after is in this report.
 
 **Seed** {summary["seed"]}. The same seed on the same machine and versions gives the same numbers.
 """

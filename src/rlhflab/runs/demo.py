@@ -192,8 +192,8 @@ class Demo:
 
     def closing_words(self) -> str:
         """What came out, in four lines, and what to do next."""
-        lines = [f"{policy:>5}: gold {_words(found['sampled']['gold'])} sampled, {_words(found['greedy']['gold'])} greedy"
-                 for policy, found in self.summary["policies"].items()]
+        lines = [f"{policy:>5}: gold {_words(found['sampled']['gold'])} sampled, "
+                 f"{_words(found['greedy']['gold'])} greedy" for policy, found in self.summary["policies"].items()]
         report = self.folder.path / "report.html"
         return "\n".join([*lines, f"The loop took {in_words(self.summary['seconds'])} and at most "
                           f"{self.summary['peak_memory_gb']:.1f} GB. The report is {report}: open it in a browser.",

@@ -22,7 +22,8 @@ class Collected(NamedTuple):
     """Prompts, answers, answers cut off, comparisons, ties, pairs, tokens."""
 
 
-def collect_pairs(lab: Lab, task: Scenario, *, role: str | None, prompts: int, seed: int, dose: float = 0.0) -> Collected:
+def collect_pairs(lab: Lab, task: Scenario, *, role: str | None, prompts: int, seed: int,
+                  dose: float = 0.0) -> Collected:
     """Sample from `role` on `rl` prompts and let annotators at bias `dose` judge. Ties make no pair."""
     asked = task.prompts("rl", prompts, seed=seed)
     with lab.progress.track("sampling answers to compare", prompts * SAMPLES) as bar:

@@ -29,13 +29,13 @@ def conversations(run: Run) -> list[Conversation]:
     """Demonstrations of an SFT run."""
     if run.data in names():
         return scenario(run.data).demonstrations(run.examples, seed=run.seed)
-    return read_conversations(_file(run.data))
+    return read_conversations(file_of(run.data))
 
 
 def pairs(run: RewardRun | DpoRun, lab: Lab) -> list[PreferencePair]:
     """Preference pairs. A scenario's are sampled from the adapter `start` and judged by its unbiased annotators."""
     if run.data not in names():
-        return read_pairs(_file(run.data))
+        return read_pairs(file_of(run.data))
     lab.start_role("sampler", run)
     collected = collect_pairs(lab, scenario(run.data), role="sampler", prompts=run.examples, seed=run.seed)
     lab.model.drop_role("sampler")
@@ -46,7 +46,7 @@ def prompts(run: PpoRun) -> list[Prompt]:
     """Prompts of a PPO run."""
     if run.data in names():
         return scenario(run.data).prompts("rl", run.examples, seed=run.seed)
-    return read_prompts(_file(run.data))
+    return read_prompts(file_of(run.data))
 
 
 def conversation_tree(chat: ChatFormat, conversation: Conversation) -> Tree:
@@ -75,7 +75,8 @@ def fitting(run: Run, items: Sequence[T], lengths: Sequence[int], ids: Sequence[
     return kept
 
 
-def _file(data: str) -> Path:
+def file_of(data: str) -> Path:
+    """The data file a run names. DataError if it can be neither a file nor a scenario."""
     path = Path(data)
     if not path.exists() and not path.suffix:
         raise DataError(f"{data}: no such data file, and no scenario of that name; scenarios are {', '.join(names())}")

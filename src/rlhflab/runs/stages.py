@@ -38,7 +38,8 @@ def sft_stage(run: SftRun, lab: Lab, folder: RunFolder) -> Summary:
     """Fine-tune `policy` on demonstrations."""
     conversations = sources.conversations(run)
     trees = [sources.conversation_tree(lab.chat, each) for each in conversations]
-    trees = sources.fitting(run, trees, [len(tree) for tree in trees], [each.id for each in conversations], lab.progress)
+    ids = [each.id for each in conversations]
+    trees = sources.fitting(run, trees, [len(tree) for tree in trees], ids, lab.progress)
     lab.start_role("policy", run)
     total = step_count(len(trees), batch=run.batch, epochs=run.epochs, steps=run.steps)
     tokens = follow(train_sft(run, lab.model, trees), lab, folder, "SFT", total, show=("loss",))

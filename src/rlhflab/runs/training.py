@@ -1,12 +1,8 @@
 """`rlhflab train`: one run file, one folder, one trained role."""
 
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from rlhflab.config import PpoRun, Run
-from rlhflab.model.load import model_folder
+from rlhflab.config import Run
 from rlhflab.progress import Progress
 from rlhflab.runs.folder import Record, RunFolder
 from rlhflab.runs.lab import Lab
@@ -28,14 +24,3 @@ def run_training(run: Run, *, out: Path | None, progress: Progress) -> Path:
         raise
     record.close("finished")
     return folder.path
-
-
-def describe_run(run: Run) -> dict[str, Any]:
-    """The resolved run and an estimate of what it takes, without running it."""
-    folder, name = model_folder(run.model)
-    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    parameters = weights / 4 if name.startswith(("smollm2", "tiny")) else weights / 2
-    bytes_each = torch.empty(0, dtype=getattr(torch, run.dtype)).element_size()
-    roles = 4 if isinstance(run, PpoRun) else 2
-    return {"kind": run.kind, "run": run.model_dump(mode="json"),
-            "estimate": {"base_gb": round(parameters * bytes_each / 1e9, 2), "roles": roles}}

@@ -57,8 +57,8 @@ def train_ppo(run: PpoRun, model: SharedModel, prompts: Sequence[Prompt], *, cha
             for trees in minibatches(len(experience.trees), run.minibatches, seed=number * 1_000_003 + epoch):
                 update(run, model, experience, trees, state, role=role, value_role=value_role)
         if state.number != (number + 1) * per_rollout:
-            raise RunError(f"{state.number} optimizer steps were taken, not {(number + 1) * per_rollout}: a rollout has "
-                           f"fewer prompts than minibatches ({run.minibatches})")
+            raise RunError(f"{state.number} optimizer steps were taken, not {(number + 1) * per_rollout}: a rollout "
+                           f"has fewer prompts than minibatches ({run.minibatches})")
         metrics = {**describe(experience, rollouts, scores), "unscored": unscored, **seen}
         yield state.finish_step(metrics)._replace(number=number + 1)
 

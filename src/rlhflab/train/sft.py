@@ -13,7 +13,8 @@ def scored_tokens(tree: Tree) -> int:
     return sum(sum(answer.scored) if answer.scored else len(answer.ids) for answer in tree.answers)
 
 
-def train_sft(run: SftRun, model: SharedModel, demonstrations: Sequence[Tree], *, role: str = "policy") -> Iterator[Step]:
+def train_sft(run: SftRun, model: SharedModel, demonstrations: Sequence[Tree], *,
+              role: str = "policy") -> Iterator[Step]:
     """Yields after every optimizer step. The loss is the mean over the step's scored tokens, nats a token."""
     schedule = {"batch": run.batch, "epochs": run.epochs, "steps": run.steps}
     state = TrainState(run.optimizer, [(model.parameters(role), run.optimizer.learning_rate)],

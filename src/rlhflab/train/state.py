@@ -37,9 +37,10 @@ class Meter:
 
     def read(self) -> dict[str, float | None]:
         """The means so far; starts afresh."""
-        names = list(self._sums)
-        sums = torch.stack([torch.as_tensor(self._sums[name]).float().cpu() for name in names]).tolist() if names else []
-        means = {name: total / self._counts[name] for name, total in zip(names, sums, strict=True)}
+        if not self._sums:
+            return {}
+        sums = torch.stack([torch.as_tensor(total).float() for total in self._sums.values()]).tolist()
+        means = {name: total / self._counts[name] for name, total in zip(self._sums, sums, strict=True)}
         self._sums.clear()
         self._counts.clear()
         return dict(means)
@@ -121,5 +122,6 @@ class TrainState:
         if not math.isfinite(norm):
             raise RunError("the gradient of the first step is not finite; lower the learning rate or use float32")
         if rate > 0 and (norm == 0 or not moved):
-            raise RunError(f"no adapter weight moved in the first step (gradient norm {norm:g}, learning rate {rate:g}); "
-                           "nothing would be learnt: check that the data has scored tokens and the role is trainable")
+            raise RunError(f"no adapter weight moved in the first step (gradient norm {norm:g}, learning rate "
+                           f"{rate:g}); nothing would be learnt: check that the data "
+                           "has scored tokens and the role is trainable")

@@ -1,0 +1,97 @@
+"""What a run will take, before it is run: steps, tokens, memory and time. Estimates, not measurements."""
+
+import time
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import AutoConfig, AutoTokenizer
+
+from rlhflab.config import PpoRun, RewardRun, Run, SftRun
+from rlhflab.core.batch import TokenAnswer, Tree
+from rlhflab.data.chat import ChatFormat
+from rlhflab.data.formats import read_pairs
+from rlhflab.model.load import model_folder
+from rlhflab.runs import sources
+from rlhflab.scenarios import names, scenario
+from rlhflab.train.state import step_count
+
+PASSES = {"sft": 2, "reward": 2, "dpo": 3, "ppo": 4}
+"""Forward-sized passes a token costs: forward and backward, DPO's reference, PPO's four roles before its updates."""
+USED_OF_PEAK = 0.6
+"""Share of the matrix-multiply peak that training reaches."""
+ACTIVATIONS = 34
+"""Bytes kept for the backward pass, per token, layer and unit of width, at two bytes a number (Korthikanti et al. 2022,
+arXiv:2205.05198, without the attention scores)."""
+
+
+def describe_run(run: Run) -> dict[str, Any]:
+    """The resolved run and an estimate of what it takes, without loading the model."""
+    folder, _ = model_folder(run.model)
+    chat = ChatFormat(AutoTokenizer.from_pretrained(folder))
+    lengths = [len(tree) for tree in _trees(run, chat)]
+    config = AutoConfig.from_pretrained(folder)
+    blocks, embeddings = _parameters(folder)
+    steps = _steps(run, len(lengths))
+    items = steps * run.batch
+    tokens = items * sum(lengths) / len(lengths)
+    passes: float = PASSES[run.kind] + (4 * run.epochs if isinstance(run, PpoRun) else 0)
+    bytes_each = torch.empty(0, dtype=getattr(torch, run.dtype)).element_size()
+    adapter = 2 * run.lora.rank * config.num_hidden_layers * 7 * config.hidden_size * 1.5
+    trained = 2 if isinstance(run, PpoRun) else 1
+    widest = max(run.micro_tokens, *lengths)
+    kept = (1 if run.recompute else config.num_hidden_layers) * config.hidden_size * ACTIVATIONS * bytes_each / 2
+    memory = (blocks + embeddings) * bytes_each + adapter * (16 * trained + 4 * trained) + kept * min(
+        widest, run.batch * max(lengths))
+    return {"kind": run.kind, "run": run.model_dump(mode="json"), "estimate": {
+        "examples": len(lengths), "optimizer_steps": steps * (run.epochs * run.minibatches if isinstance(
+            run, PpoRun) else 1), "tokens": round(tokens), "memory_gb": round(memory / 1e9 + 0.5, 1),
+        "minutes": round(tokens * 2 * blocks * passes / (USED_OF_PEAK * _matmul_peak(run.dtype)) / 60, 1)}}
+
+
+def _trees(run: Run, chat: ChatFormat) -> list[Tree]:
+    """The data as it will be packed; for pairs a scenario has yet to sample, its demonstrations stand in."""
+    if isinstance(run, PpoRun):
+        filler = (chat.end_id,) * (run.max_new_tokens // 2)
+        return [Tree(prompt=chat.prompt(prompt), answers=(TokenAnswer(ids=filler),) * run.samples)
+                for prompt in sources.prompts(run)]
+    if isinstance(run, SftRun) or run.data in names():
+        demonstrations = scenario(run.data).demonstrations(run.examples) if run.data in names() \
+            else sources.conversations(run)
+        return [sources.conversation_tree(chat, each) for each in demonstrations]
+    return [sources.pair_tree(chat, pair) for pair in read_pairs(sources.file_of(run.data))]
+
+
+def _steps(run: Run, examples: int) -> int:
+    if isinstance(run, PpoRun):
+        assert run.steps is not None
+        return run.steps
+    trained = examples - round(run.held_out * examples) if isinstance(run, RewardRun) else examples
+    return step_count(trained, batch=run.batch, epochs=run.epochs, steps=run.steps)
+
+
+def _parameters(folder: Any) -> tuple[int, int]:
+    """(parameters of the blocks, of the embeddings), read from the headers of the weight files."""
+    blocks = embeddings = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                size = 1
+                for length in file.get_slice(name).get_shape():
+                    size *= length
+                if ".layers." in name:
+                    blocks += size
+                else:
+                    embeddings += size
+    return blocks, embeddings
+
+
+def _matmul_peak(dtype: str) -> float:
+    """Multiply-adds a second x 2 of this machine in `dtype`, measured for about a tenth of a second."""
+    left, right = (torch.randn(1024, 1024, dtype=getattr(torch, dtype)) for _ in range(2))
+    left @ right
+    began, rounds = time.perf_counter(), 0
+    while time.perf_counter() - began < 0.1:
+        left @ right
+        rounds += 1
+    return rounds * 2 * 1024**3 / (time.perf_counter() - began)
