@@ -86,7 +86,7 @@ class Run(Settings):
     steps: int | None = Field(None, ge=1)
     """Optimizer steps (for PPO: rollouts) at most; the data's length decides where absent."""
     batch: int = Field(16, ge=1)
-    """Examples, pairs or prompts an optimizer step."""
+    """Conversations, or prompts with all their pairs, an optimizer step."""
     max_length: int = Field(1024, ge=8)
     """Longest prompt plus answer, tokens."""
     overlong: Literal["error", "drop"] = "error"

@@ -7,7 +7,7 @@ import torch
 
 from conftest import moved_role
 from rlhflab.config import DpoRun, Lora, Optimizer, PpoRun, RewardRun, Run, SftRun, make_run
-from rlhflab.core.batch import TokenAnswer, Tree
+from rlhflab.core.batch import PreferenceTree, TokenAnswer, Tree
 from rlhflab.data.chat import ChatFormat
 from rlhflab.data.types import Message, Prompt, Rollout, Score
 from rlhflab.errors import RunError
@@ -20,6 +20,8 @@ from rlhflab.train.sft import train_sft
 from scorers import early_letters
 
 FAST = {"dtype": "float32", "batch": 8, "optimizer": {"learning_rate": 1e-2, "schedule": "constant", "warmup": 0.0}}
+STEADY = {"learning_rate": 1e-2, "epsilon": 1e-3}
+"""Adam divides by the gradient's size, so that a rounding error in a tiny gradient would move a weight a whole step."""
 PROMPTS = [Prompt(id=f"p{i}", messages=(Message(role="user", content="abcdefgh"[:2 + i % 6]),)) for i in range(16)]
 
 
@@ -28,10 +30,15 @@ def run_of(kind: str, **settings: object) -> Run:
 
 
 def pair_trees(n: int) -> list[Tree]:
-    """Prompts of different lengths; the chosen answer holds token 100, the rejected one token 120."""
+    """Prompts of different lengths; the first answer holds token 100, the second one token 120."""
     return [Tree(prompt=tuple(range(10, 12 + i % 5)), answers=(
         TokenAnswer(ids=(100, 101 + i % 3, 2)), TokenAnswer(ids=(120, 121, 122, 2)[:2 + i % 3])))
         for i in range(n)]
+
+
+def preferences(n: int) -> list[PreferenceTree]:
+    """The first answer of each tree is preferred."""
+    return [PreferenceTree(tree=tree, chosen=(0,), rejected=(1,), strength=(1.0,)) for tree in pair_trees(n)]
 
 
 def logprobs_of(model: SharedModel, trees: list[Tree], role: str | None) -> torch.Tensor:
@@ -51,7 +58,7 @@ def test_a_reward_model_ranks_the_chosen_answer_higher(llama: SharedModel) -> No
     run = run_of("reward", epochs=6)
     assert isinstance(run, RewardRun)
     llama.add_role("reward", Lora(rank=8), head="random")
-    list(train_reward(run, llama, pair_trees(24)))
+    list(train_reward(run, llama, preferences(24)))
     scores = torch.stack(score_trees(llama, pair_trees(24), role="reward", micro_tokens=512))
     assert (scores[:, 0] > scores[:, 1]).all()
 
@@ -61,7 +68,7 @@ def test_dpo_raises_the_chosen_over_the_rejected_answer(llama: SharedModel, loss
     run = run_of("dpo", epochs=4, loss={"name": loss})
     assert isinstance(run, DpoRun)
     llama.add_role("policy", Lora(rank=8))
-    steps = list(train_dpo(run, llama, pair_trees(16), reference=None))
+    steps = list(train_dpo(run, llama, preferences(16), reference=None))
     assert steps[0].metrics["margin"] == 0 and steps[-1].metrics["accuracy"] == 1
     gap = [logprobs_of(llama, [Tree(prompt=t.prompt, answers=t.answers[side:side + 1]) for t in pair_trees(16)], role)
            for role in ("policy", None) for side in (0, 1)]
@@ -116,17 +123,39 @@ def test_accumulated_micro_batches_equal_one_big_batch(kind: str) -> None:
     for micro_tokens in (16, 4096):
         model = SharedModel.load("tiny-llama", dtype="float32", device="cpu")
         moved_role(model, "policy", head="random")
-        run = run_of(kind, steps=2, batch=8, micro_tokens=micro_tokens)
-        trees = pair_trees(12)
+        run = run_of(kind, steps=2, batch=8, micro_tokens=micro_tokens, optimizer=STEADY)
         if isinstance(run, SftRun):
-            list(train_sft(run, model, trees))
+            list(train_sft(run, model, pair_trees(12)))
         elif isinstance(run, RewardRun):
-            list(train_reward(run, model, trees, role="policy"))
+            list(train_reward(run, model, preferences(12), role="policy"))
         elif isinstance(run, DpoRun):
             model.add_role("reference", Lora(), copy_of="policy", trainable=False)
-            list(train_dpo(run, model, trees, reference="reference"))
+            list(train_dpo(run, model, preferences(12), reference="reference"))
         results.append(torch.cat([p.detach().flatten() for p in model.parameters("policy")]))
     torch.testing.assert_close(results[0], results[1], atol=2e-4, rtol=2e-3)
+
+
+@pytest.mark.parametrize("kind", ["reward", "dpo"])
+def test_pairs_that_share_a_prompt_equal_the_same_pairs_each_on_their_own(kind: str) -> None:
+    answers = tuple(TokenAnswer(ids=ids) for ids in ((100, 2), (110, 111, 2), (120, 2)))
+    shared = PreferenceTree(tree=Tree(prompt=(10, 11), answers=answers), chosen=(0, 0, 1), rejected=(1, 2, 2),
+                            strength=(1.0, 0.5, 1.0))
+    apart = [PreferenceTree(tree=Tree(prompt=(10, 11), answers=(answers[c], answers[r])), chosen=(0,), rejected=(1,),
+                            strength=(s,))
+             for c, r, s in zip(shared.chosen, shared.rejected, shared.strength, strict=True)]
+    results = []
+    for trees in ([shared], apart):
+        model = SharedModel.load("tiny-llama", dtype="float32", device="cpu")
+        moved_role(model, "policy", head="random")
+        model.add_role("reference", Lora(), copy_of="policy", trainable=False)
+        run = run_of(kind, steps=1, optimizer=STEADY, **({"margin": 0.3} if kind == "reward" else {}))
+        loop = train_reward(run, model, trees, role="policy") if isinstance(run, RewardRun) \
+            else train_dpo(run, model, trees, reference="reference")  # type: ignore[arg-type]
+        steps = list(loop)
+        weights = torch.cat([parameter.detach().flatten() for parameter in model.parameters("policy")])
+        results.append((steps[0].metrics["loss"], weights))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-4)
+    torch.testing.assert_close(results[0][1], results[1][1], atol=2e-4, rtol=2e-3)
 
 
 def test_a_policy_that_did_not_start_from_its_reference_stops_the_run(llama: SharedModel) -> None:
@@ -134,7 +163,7 @@ def test_a_policy_that_did_not_start_from_its_reference_stops_the_run(llama: Sha
     run = run_of("dpo", steps=1)
     assert isinstance(run, DpoRun)
     with pytest.raises(RunError, match=r"KL\(policy, base\) is .* the reference is not what the policy started from"):
-        list(train_dpo(run, llama, pair_trees(8), reference=None))
+        list(train_dpo(run, llama, preferences(8), reference=None))
 
 
 def test_ppo_that_starts_elsewhere_than_its_reference_stops_too(llama: SharedModel) -> None:

@@ -44,6 +44,19 @@ class Tree:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PreferenceTree:
+    """The judged answers to one prompt: each answer is stored once, in however many pairs it was judged."""
+
+    tree: Tree
+    chosen: tuple[int, ...]
+    """Number within the tree of the preferred answer of each pair ..."""
+    rejected: tuple[int, ...]
+    """... and of the other one."""
+    strength: tuple[float, ...]
+    """How clear each preference is, in (0, 1]."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """Trees as tensors. A token sees the earlier tokens of its own branch and of its prompt."""
 
@@ -102,6 +115,18 @@ def pack(trees: Sequence[Tree]) -> Batch:
     return Batch(tokens=tokens, position=position, branch=branch, source=torch.tensor(source, dtype=torch.long),
                  target=torch.tensor(target, dtype=torch.long), owner=torch.tensor(owner, dtype=torch.long),
                  last=torch.tensor(last, dtype=torch.long))
+
+
+def pair_index(trees: Sequence[PreferenceTree]) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"]]:
+    """(chosen, rejected): the answer numbers of every pair, counted over the packed batch of `trees`."""
+    chosen: list[int] = []
+    rejected: list[int] = []
+    before = 0
+    for each in trees:
+        chosen += [before + number for number in each.chosen]
+        rejected += [before + number for number in each.rejected]
+        before += len(each.tree.answers)
+    return torch.tensor(chosen, dtype=torch.long), torch.tensor(rejected, dtype=torch.long)
 
 
 def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:

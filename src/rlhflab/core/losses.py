@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -24,12 +24,17 @@ class Loss(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerLogprobs:
-    """Log-probs of one side of the pairs."""
+    """Log-probs of answers: of one side of the pairs, or of all answers of a batch."""
 
     policy: Float[Tensor, " p"]
     reference: Float[Tensor, " p"]
     tokens: Float[Tensor, " p"]
     """Scored tokens of each answer."""
+
+    def of(self, answers: Int[Tensor, " q"]) -> "AnswerLogprobs":
+        """Those of some answers, in the order asked for."""
+        return AnswerLogprobs(policy=self.policy[answers], reference=self.reference[answers],
+                              tokens=self.tokens[answers])
 
     @property
     def logratio(self) -> Float[Tensor, " p"]:

@@ -59,7 +59,8 @@ def _trees(run: Run, chat: ChatFormat) -> list[Tree]:
         demonstrations = scenario(run.data).demonstrations(run.examples) if run.data in names() \
             else sources.conversations(run)
         return [sources.conversation_tree(chat, each) for each in demonstrations]
-    return [sources.pair_tree(chat, pair) for pair in read_pairs(sources.file_of(run.data))]
+    groups = sources.group_by_prompt(read_pairs(sources.file_of(run.data)))
+    return [sources.preference_tree(chat, group).tree for group in groups]
 
 
 def _steps(run: Run, examples: int) -> int:

@@ -1,6 +1,7 @@
 """On-policy preference pairs: a role answers, simulated annotators judge."""
 
 from collections.abc import Sequence
+from itertools import combinations
 from random import Random
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from rlhflab.runs.lab import Lab
 from rlhflab.scenarios.base import Scenario
 
 SAMPLES = 4
-"""Answers a prompt; their distinct texts are compared two by two."""
+"""Answers a prompt; each two distinct ones are compared."""
 
 
 class Collected(NamedTuple):
@@ -42,6 +43,6 @@ def collect_pairs(lab: Lab, task: Scenario, *, role: str | None, prompts: int, s
 
 
 def compare(answers: Sequence[Rollout]) -> list[Comparison]:
-    """The distinct answers to one prompt, two by two, each used once. Annotators read text, cut off or not."""
+    """Every two distinct answers to one prompt. Annotators read text, cut off or not."""
     texts = list(dict.fromkeys(answer.text for answer in answers if answer.text.strip()))
-    return [Comparison(prompt=answers[0].prompt, a=a, b=b) for a, b in zip(texts[::2], texts[1::2], strict=False)]
+    return [Comparison(prompt=answers[0].prompt, a=a, b=b) for a, b in combinations(texts, 2)]

@@ -1,14 +1,14 @@
 """From `data:` of a run file to what a loop trains on: a JSONL file, or a scenario that makes its own data."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from rlhflab.config import DpoRun, PpoRun, RewardRun, Run
-from rlhflab.core.batch import TokenAnswer, Tree
+from rlhflab.core.batch import PreferenceTree, TokenAnswer, Tree
 from rlhflab.data.chat import ChatFormat
 from rlhflab.data.formats import read_conversations, read_pairs, read_prompts
-from rlhflab.data.types import Conversation, PreferencePair, Prompt
+from rlhflab.data.types import Conversation, Message, PreferencePair, Prompt
 from rlhflab.errors import DataError
 from rlhflab.progress import Progress
 from rlhflab.runs.lab import Lab
@@ -17,6 +17,8 @@ from rlhflab.scenarios import names, scenario
 from rlhflab.scenarios.base import Scenario
 
 T = TypeVar("T")
+MOST_PAIRS = 16
+"""Pairs of one prompt that share a row: bounds its length, whatever the data."""
 
 
 def gold_of(run: Run) -> Scenario | None:
@@ -55,10 +57,26 @@ def conversation_tree(chat: ChatFormat, conversation: Conversation) -> Tree:
     return Tree(prompt=ids.prompt, answers=(TokenAnswer(ids=ids.ids, scored=ids.scored),))
 
 
-def pair_tree(chat: ChatFormat, pair: PreferencePair) -> Tree:
-    """The prompt with the chosen answer first and the rejected one second."""
-    answers = tuple(TokenAnswer(ids=chat.answer(text)) for text in (pair.chosen, pair.rejected))
-    return Tree(prompt=chat.prompt(pair.prompt), answers=answers)
+def group_by_prompt(pairs: Iterable[PreferencePair]) -> list[list[PreferencePair]]:
+    """Pairs of one prompt together, in the order the prompts came in; a group has at most MOST_PAIRS."""
+    groups: dict[tuple[Message, ...], list[list[PreferencePair]]] = {}
+    for pair in pairs:
+        of_prompt = groups.setdefault(pair.prompt.messages, [[]])
+        if len(of_prompt[-1]) == MOST_PAIRS:
+            of_prompt.append([])
+        of_prompt[-1].append(pair)
+    return [group for of_prompt in groups.values() for group in of_prompt]
+
+
+def preference_tree(chat: ChatFormat, group: Sequence[PreferencePair]) -> PreferenceTree:
+    """The pairs of one prompt, each distinct answer once."""
+    texts = list(dict.fromkeys(text for pair in group for text in (pair.chosen, pair.rejected)))
+    answers = tuple(TokenAnswer(ids=chat.answer(text)) for text in texts)
+    return PreferenceTree(
+        tree=Tree(prompt=chat.prompt(group[0].prompt), answers=answers),
+        chosen=tuple(texts.index(pair.chosen) for pair in group),
+        rejected=tuple(texts.index(pair.rejected) for pair in group),
+        strength=tuple(pair.strength for pair in group))
 
 
 def fitting(run: Run, items: Sequence[T], lengths: Sequence[int], ids: Sequence[str], progress: Progress) -> list[T]:

@@ -9,6 +9,7 @@ from random import Random
 from typing import Any
 
 import numpy as np
+import torch
 
 from rlhflab.config import DpoRun, PpoRun, RewardRun, Run, SftRun
 from rlhflab.core.losses import preference_loss
@@ -50,22 +51,27 @@ def sft_stage(run: SftRun, lab: Lab, folder: RunFolder) -> Summary:
 def reward_stage(run: RewardRun, lab: Lab, folder: RunFolder) -> Summary:
     """Train `reward` on preference pairs and measure it on prompts it has not seen."""
     pairs = fitting_pairs(run, lab)
-    train, held_out = split_by_prompt(pairs, share=run.held_out, seed=run.seed)
+    train, held_out = (sources.group_by_prompt(part) for part in split_by_prompt(
+        pairs, share=run.held_out, seed=run.seed))
     if not train or not held_out:
         raise DataError(f"{run.data}: {len(pairs)} pairs over too few prompts to keep {run.held_out:.0%} of them apart")
     lab.start_role("reward", run, head="random")
+    preferences = [sources.preference_tree(lab.chat, group) for group in train]
     total = step_count(len(train), batch=run.batch, epochs=run.epochs, steps=run.steps)
-    loop = train_reward(run, lab.model, [sources.pair_tree(lab.chat, pair) for pair in train],
-                        strength=[pair.strength for pair in train])
-    tokens = follow(loop, lab, folder, "reward model", total, show=("loss", "accuracy"))
-    scores = np.array([tree.tolist() for tree in score_trees(
-        lab.model, [sources.pair_tree(lab.chat, pair) for pair in [*train, *held_out]], role="reward",
-        micro_tokens=run.micro_tokens)])
-    lab.model.records["reward"] = replace(lab.model.records["reward"], score_mean=float(scores.mean()),
-                                          score_std=max(float(scores.std()), 1e-6))
+    tokens = follow(train_reward(run, lab.model, preferences), lab, folder, "reward model", total,
+                    show=("loss", "accuracy"))
+    unseen = [sources.preference_tree(lab.chat, group) for group in held_out]
+    scores = score_trees(lab.model, [each.tree for each in [*preferences, *unseen]], role="reward",
+                         micro_tokens=run.micro_tokens)
+    every = torch.cat(scores)
+    lab.model.records["reward"] = replace(lab.model.records["reward"], score_mean=float(every.mean()),
+                                          score_std=max(float(every.std(unbiased=False)), 1e-6))
     lab.model.save_role("reward", folder.path / "roles" / "reward")
-    return {"pairs": len(train), "held_out_pairs": len(held_out), "tokens": tokens,
-            **reward_quality(train, held_out, scores[len(train):], sources.gold_of(run))}
+    of_pairs = torch.cat([torch.stack([score[list(side)] for side in (each.chosen, each.rejected)], dim=1)
+                          for each, score in zip(unseen, scores[len(train):], strict=True)]).numpy()
+    return {"prompts": len(train), "pairs": sum(map(len, train)), "held_out_pairs": len(of_pairs), "tokens": tokens,
+            **reward_quality([pair for group in train for pair in group],
+                             [pair for group in held_out for pair in group], of_pairs, sources.gold_of(run))}
 
 
 def dpo_stage(run: DpoRun, lab: Lab, folder: RunFolder) -> Summary:
@@ -76,12 +82,12 @@ def dpo_stage(run: DpoRun, lab: Lab, folder: RunFolder) -> Summary:
     reference = lab.freeze_reference(run)
     prompts = list({pair.prompt.id: pair.prompt for pair in pairs}.values())[:run.probe_prompts]
     probe = Probe(prompts=prompts, chat=lab.chat, max_new_tokens=run.probe_tokens, seed=run.seed) if prompts else None
-    total = step_count(len(pairs), batch=run.batch, epochs=run.epochs, steps=run.steps)
-    loop = train_dpo(run, lab.model, [sources.pair_tree(lab.chat, pair) for pair in pairs], reference=reference,
-                     probe=probe)
+    preferences = [sources.preference_tree(lab.chat, group) for group in sources.group_by_prompt(pairs)]
+    total = step_count(len(preferences), batch=run.batch, epochs=run.epochs, steps=run.steps)
+    loop = train_dpo(run, lab.model, preferences, reference=reference, probe=probe)
     tokens = follow(loop, lab, folder, "DPO", total, show=("loss", "accuracy"))
     lab.model.save_role("policy", folder.path / "roles" / "policy")
-    return {"pairs": len(pairs), "tokens": tokens}
+    return {"prompts": len(preferences), "pairs": len(pairs), "tokens": tokens}
 
 
 def ppo_stage(run: PpoRun, lab: Lab, folder: RunFolder) -> Summary:
@@ -133,7 +139,7 @@ def follow(loop: Iterator[Step], lab: Lab, folder: RunFolder, label: str, total:
 def fitting_pairs(run: RewardRun | DpoRun, lab: Lab) -> list[PreferencePair]:
     """The run's pairs whose prompt with its longer answer fits `max_length`."""
     pairs = sources.pairs(run, lab)
-    trees = [sources.pair_tree(lab.chat, pair) for pair in pairs]
+    trees = [sources.preference_tree(lab.chat, [pair]).tree for pair in pairs]
     lengths = [len(tree.prompt) + max(len(answer.ids) for answer in tree.answers) for tree in trees]
     return sources.fitting(run, pairs, lengths, [pair.prompt.id for pair in pairs], lab.progress)
 

@@ -5,31 +5,33 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from rlhflab.config import RewardRun
-from rlhflab.core.batch import Tree, micro_batches, pack
+from rlhflab.core.batch import PreferenceTree, micro_batches, pack, pair_index
 from rlhflab.core.losses import bradley_terry_loss
 from rlhflab.model.shared import SharedModel
 from rlhflab.train.state import Step, TrainState, epochs_of_indices, step_count
 
 
-def train_reward(run: RewardRun, model: SharedModel, pairs: Sequence[Tree], *, strength: Sequence[float] | None = None,
+def train_reward(run: RewardRun, model: SharedModel, preferences: Sequence[PreferenceTree], *,
                  role: str = "reward") -> Iterator[Step]:
-    """Yields after every optimizer step. Each tree holds two answers, the chosen one first.
+    """Yields after every optimizer step, which is on all pairs of `batch` prompts; the loss is their mean.
 
-    `strength` of each pair scales the margin asked for.
+    All pairs of a prompt in one step, each answer read once, as Ouyang et al. 2022 (arXiv:2203.02155, section 3.5).
     """
     schedule = {"batch": run.batch, "epochs": run.epochs, "steps": run.steps}
     state = TrainState(run.optimizer, [(model.parameters(role), run.optimizer.learning_rate),
                                        (model.head_parameters(role), run.head_learning_rate)],
-                       total=step_count(len(pairs), **schedule))
-    margins = run.margin * torch.tensor(strength if strength is not None else [1.0] * len(pairs))
-    for indices in epochs_of_indices(len(pairs), seed=run.seed, **schedule):
-        step = [pairs[i] for i in indices]
-        for part in micro_batches([len(tree) for tree in step], run.micro_tokens):
-            batch = pack([step[i] for i in part]).to(model.device)
-            chosen, rejected = model.score(batch, role).view(-1, 2).unbind(-1)
-            margin = margins[[indices[i] for i in part]].to(model.device)
-            loss = bradley_terry_loss(chosen, rejected, margin=margin, centering=run.centering)
-            (loss.each.sum() / len(step)).backward()
+                       total=step_count(len(preferences), **schedule))
+    for indices in epochs_of_indices(len(preferences), seed=run.seed, **schedule):
+        step = [preferences[i] for i in indices]
+        pairs = sum(len(each.chosen) for each in step)
+        for part in micro_batches([len(each.tree) for each in step], run.micro_tokens):
+            trees = [step[i] for i in part]
+            chosen, rejected = pair_index(trees)
+            strength = torch.tensor([strength for each in trees for strength in each.strength], device=model.device)
+            scores = model.score(pack([each.tree for each in trees]).to(model.device), role)
+            loss = bradley_terry_loss(scores[chosen], scores[rejected], margin=run.margin * strength,
+                                      centering=run.centering)
+            (loss.each.sum() / pairs).backward()
             state.note(loss.metrics)
         state.optimize()
-        yield state.finish_step({"tokens": sum(len(tree) for tree in step)})
+        yield state.finish_step({"tokens": sum(len(each.tree) for each in step)})
