@@ -37,14 +37,17 @@ def plain_scores(model: SharedModel, tree: Tree, role: str) -> Tensor:
                         for answer in tree.answers])
 
 
-def plain_generate(model: SharedModel, prompt: Sequence[int], role: str | None, *, seed: int, max_new_tokens: int,
-                   stop_ids: Sequence[int], temperature: float) -> tuple[list[int], list[float]]:
+def plain_generate(model: SharedModel, prompt: Sequence[int], role: str | None, *, seed: int | None,
+                   max_new_tokens: int, stop_ids: Sequence[int],
+                   temperature: float = 1.0) -> tuple[list[int], list[float]]:
     """One answer, one token at a time, the whole sequence read again for every token."""
-    uniform = torch.rand(max_new_tokens, generator=torch.Generator().manual_seed(seed))
+    uniform = torch.rand(max_new_tokens, generator=torch.Generator().manual_seed(seed or 0))
     ids, logprobs = list(prompt), []
     for step in range(max_new_tokens):
         logits = torch.nn.functional.linear(plain_hidden(model, ids, role)[-1:], model.unembedding).float()
         token, logprob = draw(logits, uniform[step:step + 1], temperature=temperature)
+        if seed is None:
+            token, logprob = logits.argmax(-1), logits.log_softmax(-1).amax(-1)
         ids.append(int(token))
         logprobs.append(float(logprob))
         if ids[-1] in stop_ids:

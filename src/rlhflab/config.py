@@ -125,7 +125,7 @@ class DpoRun(Run):
     loss: Choice = Choice(name="dpo")
     probe_prompts: int = Field(16, ge=0)
     """Prompts on which fresh samples measure the KL to the reference; 0 for none."""
-    probe_every: int = Field(5, ge=1)
+    probe_every: int = Field(10, ge=1)
     """Optimizer steps between two such measurements."""
     probe_tokens: int = Field(48, ge=1)
     """Longest answer of the probe, tokens."""

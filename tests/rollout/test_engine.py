@@ -39,11 +39,10 @@ def test_rows_at_a_time_change_nothing(llama: SharedModel) -> None:
 
 def test_greedy_takes_the_most_likely_token(llama: SharedModel) -> None:
     moved_role(llama, "policy")
-    answer = generate(llama, PROMPTS[:1], role="policy", seeds=[[0]], max_new_tokens=5, stop_ids=[],
-                      temperature=0)[0][0]
+    sampled, answer = generate(llama, PROMPTS[:1], role="policy", seeds=[[7, None]], max_new_tokens=5, stop_ids=[])[0]
     with torch.no_grad():
-        ids, logprobs = plain_generate(llama, PROMPTS[0], "policy", seed=5, max_new_tokens=5, stop_ids=[],
-                                       temperature=0)
+        ids, logprobs = plain_generate(llama, PROMPTS[0], "policy", seed=None, max_new_tokens=5, stop_ids=[])
+    assert list(sampled.token_ids) != ids, "a greedy answer in the batch leaves the samples alone"
     assert list(answer.token_ids) == ids and answer.logprobs == pytest.approx(logprobs, abs=1e-4)
 
 

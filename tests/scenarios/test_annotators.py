@@ -57,7 +57,7 @@ def test_at_dose_one_agreement_and_length_lie_in_the_human_range():
 
 
 def test_at_dose_zero_the_annotators_follow_gold_although_noisily():
-    assert 0.74 <= measured(0.0).agreement <= 0.82
+    assert 0.78 <= measured(0.0).agreement <= 0.88
 
 
 def test_more_bias_means_less_agreement_and_more_length():

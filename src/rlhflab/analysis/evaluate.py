@@ -32,10 +32,10 @@ for it."""
 
 def answer_prompts(model: SharedModel, chat: ChatFormat, prompts: Sequence[Prompt], *, role: str | None, samples: int,
                    max_new_tokens: int, seed: int, advance: Callable[[int], None]) -> dict[str, list[Rollout]]:
-    """One greedy answer and `samples` answers at temperature 1 to each prompt, by mode."""
-    settings = {"role": role, "max_new_tokens": max_new_tokens, "seed": seed, "advance": advance}
-    return {"greedy": sample(model, chat, prompts, temperature=0.0, **settings),
-            "sampled": sample(model, chat, prompts, samples=samples, **settings)}
+    """The greedy answer and `samples` answers at temperature 1 to each prompt, by mode."""
+    rollouts = sample(model, chat, prompts, role=role, samples=samples, greedy=True, max_new_tokens=max_new_tokens,
+                      seed=seed, advance=advance)
+    return {"greedy": [r for r in rollouts if r.seed is None], "sampled": [r for r in rollouts if r.seed is not None]}
 
 
 def judged_rows(task: Scenario, policy: str, answers: Mapping[str, Sequence[Rollout]]) -> list[Row]:

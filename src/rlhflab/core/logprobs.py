@@ -50,7 +50,7 @@ class _TokenScores(torch.autograd.Function):
         return logprob, entropy
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         """D logprob / d hidden = (onehot(target) - softmax) @ weight / temperature."""
         hidden, weight, target, normaliser = ctx.saved_tensors

@@ -86,7 +86,8 @@ class Rollout:
     text: str
     """The answer without its end-of-turn token."""
     finish: Literal["stop", "length"]
-    seed: int
+    seed: int | None
+    """None for the most likely answer."""
 
     @property
     def stopped(self) -> bool:

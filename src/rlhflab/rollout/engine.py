@@ -26,17 +26,18 @@ class Generation(NamedTuple):
     token_ids: tuple[int, ...]
     """With the end token, where it stopped by itself."""
     logprobs: tuple[float, ...]
-    """Of each token under softmax(logits / temperature); at temperature 0, under softmax(logits)."""
+    """Of each token under softmax(logits / temperature); of a greedy answer under softmax(logits)."""
     finish: Literal["stop", "length"]
 
 
-def generate(model: SharedModel, prompts: Sequence[Sequence[int]], *, role: str | None, seeds: Sequence[Sequence[int]],
-             max_new_tokens: int, stop_ids: Sequence[int], temperature: float = 1.0, rows: int = ROWS,
+def generate(model: SharedModel, prompts: Sequence[Sequence[int]], *, role: str | None,
+             seeds: Sequence[Sequence[int | None]], max_new_tokens: int, stop_ids: Sequence[int],
+             temperature: float = 1.0, rows: int = ROWS,
              advance: Callable[[int], None] = lambda answers: None) -> list[list[Generation]]:
     """`len(seeds[i])` answers to prompt i, each drawn with its own seed, whatever batch it is written in.
 
-    `temperature` 0 takes the most likely token. `advance` is told how many answers were finished. An answer ends
-    at the first of `stop_ids` or at `max_new_tokens`.
+    The seed None takes the most likely token every time. `advance` is told how many answers were finished. An answer
+    ends at the first of `stop_ids` or at `max_new_tokens`.
     """
     answers: list[list[Generation]] = [[] for _ in prompts]
     lengths = [len(prompt) for prompt in prompts]
@@ -58,7 +59,7 @@ def generate(model: SharedModel, prompts: Sequence[Sequence[int]], *, role: str 
 class _Writer:
     """Writes the answers to a group of prompts of similar length together."""
 
-    def __init__(self, model: SharedModel, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]], *,
+    def __init__(self, model: SharedModel, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int | None]], *,
                  max_new_tokens: int, stop_ids: Sequence[int], temperature: float) -> None:
         self.model = model
         self.prompts = prompts
@@ -67,7 +68,9 @@ class _Writer:
         self.max_new_tokens = max_new_tokens
         self.stop_ids = torch.tensor(sorted(set(stop_ids)), device=model.device)
         self.temperature = temperature
-        self.uniform = torch.stack([_uniform(seed, max_new_tokens) for each in seeds for seed in each]).to(model.device)
+        flat = [seed for each in seeds for seed in each]
+        self.greedy = torch.tensor([seed is None for seed in flat], device=model.device)
+        self.uniform = torch.stack([_uniform(seed or 0, max_new_tokens) for seed in flat]).to(model.device)
         """One number in [0, 1) for each answer and place, from the answer's own seed: (r, max_new_tokens)."""
 
     def write(self) -> list[Generation]:
@@ -84,6 +87,10 @@ class _Writer:
         for step in range(self.max_new_tokens):
             logits = torch.nn.functional.linear(hidden, self.model.unembedding).float()
             token, logprob = draw(logits, self.uniform[row, step], temperature=self.temperature)
+            if self.greedy.any():
+                best, best_logprob = most_likely(logits)
+                token = torch.where(self.greedy[row], best, token)
+                logprob = torch.where(self.greedy[row], best_logprob, logprob)
             tokens[row, step], logprobs[row, step], length[row] = token, logprob, step + 1
             stopped[row] = torch.isin(token, self.stop_ids)
             going = (~stopped[row]).nonzero().squeeze(-1)
@@ -161,9 +168,6 @@ def draw(logits: Float[Tensor, "r v"], uniform: Float[Tensor, " r"], *,
     A draw is a function of the row's logits and its own number, so it does not depend on the other rows. The
     distribution is inverted in two levels: first the block of the vocabulary, then the token within it.
     """
-    if temperature == 0:
-        token = logits.argmax(-1)
-        return token, logits.gather(-1, token[:, None]).squeeze(-1) - logits.logsumexp(-1)
     logits = logits / temperature if temperature != 1 else logits
     highest = logits.amax(-1, keepdim=True)
     weight = torch.nn.functional.pad((logits - highest).exp_(), (0, -logits.shape[-1] % BLOCK))
@@ -178,6 +182,12 @@ def draw(logits: Float[Tensor, "r v"], uniform: Float[Tensor, " r"], *,
     token = (block * BLOCK + place).clamp(max=logits.shape[-1] - 1)
     logprob = logits.gather(-1, token) - highest - total.log()
     return token.squeeze(-1), logprob.squeeze(-1)
+
+
+def most_likely(logits: Float[Tensor, "r v"]) -> tuple[Int[Tensor, " r"], Float[Tensor, " r"]]:
+    """The most likely token of each row and its log-prob."""
+    highest, token = logits.max(-1)
+    return token, highest - logits.logsumexp(-1)
 
 
 def _uniform(seed: int, n: int) -> Float[Tensor, " n"]:

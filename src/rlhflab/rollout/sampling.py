@@ -10,11 +10,15 @@ from rlhflab.rollout.engine import generate
 
 
 def sample(model: SharedModel, chat: ChatFormat, prompts: Sequence[Prompt], *, role: str | None, samples: int = 1,
-           max_new_tokens: int, temperature: float = 1.0, seed: int = 0,
+           max_new_tokens: int, temperature: float = 1.0, seed: int = 0, greedy: bool = False,
            advance: Callable[[int], None] = lambda answers: None) -> list[Rollout]:
-    """`samples` answers to each prompt, those of one prompt next to each other, in the order of `prompts`."""
+    """`samples` answers to each prompt, those of one prompt next to each other, in the order of `prompts`.
+
+    `greedy` puts the most likely answer, whose seed is None, before the samples of each prompt.
+    """
     prompt_ids = [chat.prompt(prompt) for prompt in prompts]
-    seeds = [[answer_seed(seed, i, k) for k in range(samples)] for i in range(len(prompts))]
+    first: list[int | None] = [None] if greedy else []
+    seeds = [[*first, *(answer_seed(seed, i, k) for k in range(samples))] for i in range(len(prompts))]
     written = generate(model, prompt_ids, role=role, seeds=seeds, max_new_tokens=max_new_tokens,
                        stop_ids=chat.stop_ids, temperature=temperature, advance=advance)
     return [Rollout(prompt=prompt, prompt_ids=ids, token_ids=answer.token_ids, logprobs=answer.logprobs,

@@ -15,12 +15,13 @@ from rlhflab.scenarios import scenario as scenario_named
 
 def sample_answers(*, model: str, adapter: Path | None, prompts: str, n: int, samples: int, temperature: float,
                    max_new_tokens: int, seed: int) -> list[dict[str, Any]]:
-    """Answers to the first `n` prompts of a file or a scenario, as rows."""
+    """Answers to the first `n` prompts of a file or a scenario, as rows. Temperature 0: the most likely answer."""
     asked = scenario_named(prompts).prompts("evaluation", n, seed=seed) if prompts in names() else \
         read_prompts(Path(prompts))[:n]
     lab, role = _with_policy(model, adapter)
-    rollouts = sample(lab.model, lab.chat, asked, role=role, samples=samples, max_new_tokens=max_new_tokens,
-                      temperature=temperature, seed=seed)
+    greedy = temperature == 0
+    rollouts = sample(lab.model, lab.chat, asked, role=role, samples=0 if greedy else samples, greedy=greedy,
+                      max_new_tokens=max_new_tokens, temperature=temperature or 1.0, seed=seed)
     return [{"prompt_id": r.prompt.id, "prompt": r.prompt.messages[-1].content, "answer": r.text, "finish": r.finish,
              "tokens": len(r.token_ids), "seed": r.seed} for r in rollouts]
 

@@ -14,6 +14,10 @@ SAMPLES = 4
 """Answers a prompt; each two distinct ones are compared."""
 
 
+OPINIONS = 3
+"""Annotators who judge each comparison, each on their own; those who disagree make opposite pairs."""
+
+
 class Collected(NamedTuple):
     """Pairs and what they were made from."""
 
@@ -32,7 +36,7 @@ def collect_pairs(lab: Lab, task: Scenario, *, role: str | None, prompts: int, s
                           seed=seed, advance=bar.advance)
     comparisons = [pair for i in range(0, len(rollouts), SAMPLES) for pair in compare(rollouts[i:i + SAMPLES])]
     random = Random(f"annotators-{seed}")
-    judged = [(c, task.annotate(c, random=random, dose=dose)) for c in comparisons]
+    judged = [(c, task.annotate(c, random=random, dose=dose)) for c in comparisons for _ in range(OPINIONS)]
     pairs = [PreferencePair(prompt=c.prompt, chosen=c.a if j.verdict == "a" else c.b,
                             rejected=c.b if j.verdict == "a" else c.a, source=j.annotator)
              for c, j in judged if j.verdict in ("a", "b")]

@@ -17,13 +17,16 @@ from rlhflab.scenarios import names, scenario
 from rlhflab.scenarios.base import Scenario
 
 T = TypeVar("T")
-MOST_PAIRS = 16
+MOST_PAIRS = 32
 """Pairs of one prompt that share a row: bounds its length, whatever the data."""
 
 
-def gold_of(run: Run) -> Scenario | None:
-    """The scenario whose gold check can judge this run's answers, if there is one."""
+def gold_of(run: Run, prompts: Iterable[Prompt]) -> Scenario | None:
+    """The scenario whose gold check can judge answers to this run's prompts, if there is one."""
     name = run.gold or (run.data if run.data in names() else None)
+    without = next((prompt.id for prompt in prompts if not prompt.facts), None)
+    if name is not None and without is not None:
+        raise DataError(f"{run.data}: row {without}: has no 'facts', by which gold: {name} could judge answers")
     return scenario(name) if name else None
 
 

@@ -33,6 +33,8 @@ from rlhflab.train.state import Step, step_count
 Summary = dict[str, Any]
 SAMPLES_LOGGED = 4
 """Answers of each rollout that are kept in `samples.jsonl`."""
+NORMALISED_ON = 64
+"""Training prompts whose answers, with those held out, give the mean and deviation of a reward role's scores."""
 
 
 def sft_stage(run: SftRun, lab: Lab, folder: RunFolder) -> Summary:
@@ -51,6 +53,7 @@ def sft_stage(run: SftRun, lab: Lab, folder: RunFolder) -> Summary:
 def reward_stage(run: RewardRun, lab: Lab, folder: RunFolder) -> Summary:
     """Train `reward` on preference pairs and measure it on prompts it has not seen."""
     pairs = fitting_pairs(run, lab)
+    task = sources.gold_of(run, (pair.prompt for pair in pairs))
     train, held_out = (sources.group_by_prompt(part) for part in split_by_prompt(
         pairs, share=run.held_out, seed=run.seed))
     if not train or not held_out:
@@ -61,17 +64,19 @@ def reward_stage(run: RewardRun, lab: Lab, folder: RunFolder) -> Summary:
     tokens = follow(train_reward(run, lab.model, preferences), lab, folder, "reward model", total,
                     show=("loss", "accuracy"))
     unseen = [sources.preference_tree(lab.chat, group) for group in held_out]
-    scores = score_trees(lab.model, [each.tree for each in [*preferences, *unseen]], role="reward",
+    # Answers to a few prompts are enough for a mean and a deviation; those held out are scored in any case.
+    seen = preferences[:NORMALISED_ON]
+    scores = score_trees(lab.model, [each.tree for each in [*seen, *unseen]], role="reward",
                          micro_tokens=run.micro_tokens)
     every = torch.cat(scores)
     lab.model.records["reward"] = replace(lab.model.records["reward"], score_mean=float(every.mean()),
                                           score_std=max(float(every.std(unbiased=False)), 1e-6))
     lab.model.save_role("reward", folder.path / "roles" / "reward")
     of_pairs = torch.cat([torch.stack([score[list(side)] for side in (each.chosen, each.rejected)], dim=1)
-                          for each, score in zip(unseen, scores[len(train):], strict=True)]).numpy()
+                          for each, score in zip(unseen, scores[len(seen):], strict=True)]).numpy()
     return {"prompts": len(train), "pairs": sum(map(len, train)), "held_out_pairs": len(of_pairs), "tokens": tokens,
             **reward_quality([pair for group in train for pair in group],
-                             [pair for group in held_out for pair in group], of_pairs, sources.gold_of(run))}
+                             [pair for group in held_out for pair in group], of_pairs, task)}
 
 
 def dpo_stage(run: DpoRun, lab: Lab, folder: RunFolder) -> Summary:
@@ -95,13 +100,14 @@ def ppo_stage(run: PpoRun, lab: Lab, folder: RunFolder) -> Summary:
     prompts = sources.prompts(run)
     lengths = [len(lab.chat.prompt(prompt)) + run.max_new_tokens for prompt in prompts]
     prompts = sources.fitting(run, prompts, lengths, [prompt.id for prompt in prompts], lab.progress)
+    task = sources.gold_of(run, prompts)
     lab.start_role("policy", run)
     reference = lab.freeze_reference(run)
     reward = make_reward(run.reward, lab.model, micro_tokens=run.micro_tokens)
     critic = "reward" if "reward" in lab.model.records else "policy"
     lab.model.add_role("value", run.lora, copy_of=critic, head="zero")
     loop = train_ppo(run, lab.model, prompts, chat=lab.chat, reward=reward, reference=reference,
-                     observe=observer(sources.gold_of(run), folder))
+                     observe=observer(task, folder))
     assert run.steps is not None
     tokens = follow(loop, lab, folder, "PPO", run.steps, show=("proxy", "gold", "kl"))
     for role in ("policy", "value"):

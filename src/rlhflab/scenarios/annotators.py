@@ -23,13 +23,13 @@ class Annotator:
     """Probability that an answer is checked against the note; unchecked, anything plausible passes."""
     knowledge: float = 4.0
     """Utility of an answer believed right over one believed wrong."""
-    format: float = 0.5
-    """Utility of a kept format: at most 12 words, one sentence, demand met."""
-    length: float = 0.8
+    format: float = 1.7
+    """Utility of a kept format (at most 12 words, one sentence, demand met): gold's own weight beside knowledge."""
+    length: float = 1.4
     """Bias at dose 1: utility of ten more words, up to `length_cap`."""
     length_cap: int = 30
     """Words above which length impresses nobody further."""
-    confidence: float = 1.1
+    confidence: float = 1.5
     """Bias at dose 1: utility of a confident tone."""
     against_abstaining: float = 1.0
     """Bias at dose 1: utility lost by an abstention."""

@@ -1,0 +1,108 @@
+"""The demo end to end on a tiny model: every stage, the summary, going on after a stop, and the same numbers twice."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhflab.errors import RunError
+from rlhflab.progress import Progress
+from rlhflab.runs.demo import Demo, run_demo
+from rlhflab.runs.inspecting import evaluate_policy, sample_answers
+
+STAGES = ["load", "evaluate base", "sft", "evaluate sft", "preferences", "reward", "dpo", "evaluate dpo", "ppo",
+          "evaluate ppo"]
+MEASURES = {"gold", "right", "abstention_recall", "over_refusal", "confident_wrong", "format", "words"}
+
+
+def quick(out: Path | None, **options: Any) -> Path:
+    return run_demo(**{"model": "tiny-llama", "seed": 0, "out": out, "resume": None, "quick": True,
+                       "progress": Progress(), **options})
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return quick(tmp_path_factory.mktemp("demo") / "run")
+
+
+def numbers(folder: Path) -> dict[str, Any]:
+    """The summary without what depends on the clock."""
+    summary = json.loads((folder / "summary.json").read_text())
+    for stage in summary["stages"]:
+        del stage["seconds"]
+    for step in summary["ppo"]["steps"]:
+        del step["seconds"]
+    return {key: value for key, value in summary.items() if key not in ("seconds", "peak_memory_gb")}
+
+
+def test_the_summary_has_every_field_a_reader_counts_on(demo: Path) -> None:
+    summary = json.loads((demo / "summary.json").read_text())
+    assert [stage["name"] for stage in summary["stages"]] == STAGES
+    assert set(summary["policies"]) == {"base", "sft", "dpo", "ppo"}
+    for name, policy in summary["policies"].items():
+        for mode in ("greedy", "sampled"):
+            assert set(policy[mode]) >= MEASURES
+            assert set(policy[mode]["gold"]) == {"mean", "low", "high", "n"}
+        assert (policy["versus_sft"] is None) == (name in ("base", "sft"))
+    assert set(summary["reward_model"]) >= {"accuracy", "length_only", "gold_order"}
+    assert len(summary["ppo"]["steps"]) == 2
+    assert set(summary["ppo"]["steps"][0]) == {
+        "step", "proxy", "gold", "kl", "kl_k3", "entropy", "words", "stop_rate", "seconds"}
+    assert summary["ppo"]["steps"][0]["kl"] == 0, "the policy starts as its reference"
+    assert summary["peak_memory_gb"] > 0 and summary["machine"] and summary["versions"]["torch"]
+
+
+def test_the_folder_is_whole_by_itself(demo: Path) -> None:
+    for name in ("config.yaml", "record.json", "summary.json", "report.html", "measures.json", "data/pairs.jsonl",
+                 "cards/data.md", "cards/annotators.md", "cards/model.md", "evaluation/ppo.jsonl", "ppo/samples.jsonl",
+                 "sft/roles/policy/adapter_model.safetensors", "reward/roles/reward/head.safetensors"):
+        assert (demo / name).stat().st_size > 0, name
+    assert json.loads((demo / "record.json").read_text())["status"] == "finished"
+
+
+def test_the_same_seed_gives_the_same_numbers_also_after_a_stop(
+        demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = Demo.train
+
+    def stopped_in_dpo(self: Demo, kind: str, *overrides: str) -> int:
+        if kind == "dpo":
+            (self.folder.path / "dpo").mkdir()
+            (self.folder.path / "dpo" / "metrics.jsonl").write_text("{}\n")
+            raise KeyboardInterrupt
+        return train(self, kind, *overrides)
+
+    monkeypatch.setattr(Demo, "train", stopped_in_dpo)
+    with pytest.raises(KeyboardInterrupt):
+        quick(tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "record.json").read_text())["status"] == "stopped"
+    monkeypatch.setattr(Demo, "train", train)
+    quick(None, resume=tmp_path / "run")
+    assert numbers(tmp_path / "run") == numbers(demo)
+    assert (tmp_path / "run" / "dpo.stopped-1" / "metrics.jsonl").exists(), "what was written is kept"
+
+
+def test_another_seed_gives_other_numbers(demo: Path, tmp_path: Path) -> None:
+    assert numbers(quick(tmp_path / "run", seed=1))["policies"] != numbers(demo)["policies"]
+
+
+def test_a_folder_that_exists_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(RunError, match="exists already"):
+        quick(tmp_path / "mine")
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
+def test_resuming_what_is_no_demo_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="is not the folder of a demo"):
+        quick(None, resume=tmp_path)
+
+
+def test_a_trained_policy_can_be_sampled_and_evaluated(demo: Path) -> None:
+    adapter = demo / "ppo" / "roles" / "policy"
+    rows = sample_answers(model="tiny-llama", adapter=adapter, prompts="helpdesk", n=2, samples=2, temperature=1.0,
+                          max_new_tokens=4, seed=0)
+    assert len(rows) == 4 and {row["finish"] for row in rows} <= {"stop", "length"}
+    result = evaluate_policy(model="tiny-llama", adapter=adapter, scenario="release_notes", split="evaluation", n=3,
+                             samples=1, seed=0)
+    assert result["sampled"]["gold"]["n"] == 3
