@@ -6,21 +6,21 @@ from torch import nn
 
 from rlhflab.config import Optimizer
 from rlhflab.errors import RunError
-from rlhflab.train.state import Meter, TrainState, epochs_of_indices, learning_rate_factor, step_count
+from rlhflab.train.state import Meter, Schedule, TrainState, learning_rate_factor
 
 
 def test_every_epoch_sees_every_item_once_in_another_order() -> None:
-    steps = list(epochs_of_indices(10, batch=4, epochs=2, seed=3))
+    steps = list(Schedule(items=10, batch=4, epochs=2).order(3))
     assert [len(step) for step in steps] == [4, 4, 2, 4, 4, 2]
     first, second = ([item for step in half for item in step] for half in (steps[:3], steps[3:]))
     assert sorted(first) == sorted(second) == list(range(10)) and first != second
-    assert steps == list(epochs_of_indices(10, batch=4, epochs=2, seed=3))
+    assert steps == list(Schedule(items=10, batch=4, epochs=2).order(3))
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(None, 6), (4, 4), (99, 6)])
 def test_the_step_count_is_what_the_order_yields(steps: int | None, expected: int) -> None:
-    schedule = {"batch": 4, "epochs": 2, "steps": steps}
-    assert step_count(10, **schedule) == len(list(epochs_of_indices(10, seed=0, **schedule))) == expected
+    schedule = Schedule(items=10, batch=4, epochs=2, steps=steps)
+    assert len(schedule) == len(list(schedule.order(0))) == expected
 
 
 def test_warm_up_starts_at_one_nth_and_a_linear_schedule_ends_above_zero() -> None:

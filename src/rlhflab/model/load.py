@@ -66,7 +66,8 @@ def load_base(name: str, *, dtype: torch.dtype, device: str | torch.device = "cp
                          f"{' '.join(str(error).split())}") from error
     _refuse_unsupported(model, name)
     model.requires_grad_(False)
-    return Base(model.to(device).eval(), tokenizer, label, weights_digest(folder))
+    return Base(model.to(device).eval(),  # type: ignore[arg-type]
+                 tokenizer, label, weights_digest(folder))
 
 
 def model_folder(name: str) -> tuple[Path, str]:

@@ -50,21 +50,21 @@ def take_over(model: nn.Module, switch: RoleSwitch) -> None:
     """Let every LoRA layer of `model` read its role from `switch`. Safe to call again after a role is added."""
     for layer in model.modules():
         if isinstance(layer, LoraLinear) and "forward" not in vars(layer):
-            layer.forward = partial(_lora_forward, layer, switch)
+            vars(layer)["forward"] = partial(_lora_forward, layer, switch)
 
 
 def recompute_in_role(blocks: nn.ModuleList, switch: RoleSwitch) -> None:
     """Let each block drop its activations and recompute them in the role of its forward pass."""
     for block in blocks:
-        block.forward = partial(_block_forward, block.forward, switch)
+        vars(block)["forward"] = partial(_block_forward, block.forward, switch)
 
 
-def _lora_forward(layer: LoraLinear, switch: RoleSwitch, x: Tensor) -> Tensor:
+def _lora_forward(layer: Any, switch: RoleSwitch, x: Tensor) -> Tensor:
     """base(x) + (alpha / rank) x A^T B^T with products in the dtype of `x`, from fp32 master weights.
 
     PEFT computes the product in fp32 under a bf16 base, which halves the speed on a CPU.
     """
-    result = layer.base_layer(x)
+    result: Tensor = layer.base_layer(x)
     role = switch.role
     if role is None or role not in layer.lora_A:
         return result
@@ -74,7 +74,7 @@ def _lora_forward(layer: LoraLinear, switch: RoleSwitch, x: Tensor) -> Tensor:
     return flat.view(result.shape)
 
 
-def _matrices(layer: LoraLinear, switch: RoleSwitch, role: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _matrices(layer: Any, switch: RoleSwitch, role: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     key = (id(layer), role)
     if switch.cast is not None and key in switch.cast:
         return switch.cast[key]

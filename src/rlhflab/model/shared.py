@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -48,7 +48,7 @@ class SharedModel:
     def __init__(self, base: Base) -> None:
         self.base = base
         self.tokenizer = base.tokenizer
-        self.decoder: nn.Module = base.model.base_model
+        self.decoder: Any = base.model.base_model
         self.unembedding: Float[Tensor, "v d"] = base.model.get_output_embeddings().weight
         self.width = base.model.config.hidden_size
         self.context = base.model.config.max_position_embeddings
@@ -59,9 +59,10 @@ class SharedModel:
         self._peft: PeftModel | None = None
         self._heads = nn.ModuleDict()
         self._switch = RoleSwitch()
-        self._linear_layers = sorted({name.rpartition(".")[2] for name, layer in self.decoder.layers.named_modules()
+        blocks: Any = self.decoder.layers
+        self._linear_layers = sorted({name.rpartition(".")[2] for name, layer in blocks.named_modules()
                                       if isinstance(layer, nn.Linear)})
-        recompute_in_role(self.decoder.layers, self._switch)
+        recompute_in_role(blocks, self._switch)
         self._check_unembedding()
 
     @classmethod
@@ -78,7 +79,8 @@ class SharedModel:
         with self.playing(role):
             states = self.decoder(input_ids=batch.tokens, attention_mask=branch_mask(batch.branch),
                                   position_ids=batch.position, use_cache=False).last_hidden_state
-        return states.flatten(0, 1)
+        flat: Tensor = states.flatten(0, 1)
+        return flat
 
     def logprobs(self, batch: Batch, role: str | None, *, temperature: float = 1.0) -> TokenScores:
         """Log-prob and entropy of each scored token under softmax(logits / temperature)."""
@@ -96,7 +98,8 @@ class SharedModel:
     def _read_head(self, hidden: Float[Tensor, "m d"], role: str) -> Float[Tensor, " m"]:
         if role not in self._heads:
             raise ModelError(f"role {role} has no scalar head, so it cannot score")
-        score: Tensor = self._heads[role](hidden.float()).squeeze(-1)
+        head: nn.Module = self._heads[role]
+        score: Tensor = head(hidden.float()).squeeze(-1)
         return score
 
     @contextmanager
@@ -129,8 +132,9 @@ class SharedModel:
             torch.manual_seed(seed)
             self._add_adapter(name, self._peft_config(lora))
             if head != "none":
-                self._heads[name] = nn.Linear(self.width, 1, bias=False, device=self.device)
-                nn.init.normal_(self._heads[name].weight, std=0.0 if head == "zero" else (self.width + 1) ** -0.5)
+                linear = nn.Linear(self.width, 1, bias=False, device=self.device)
+                nn.init.normal_(linear.weight, std=0.0 if head == "zero" else (self.width + 1) ** -0.5)
+                self._heads[name] = linear
         if copy_of is not None:
             self._load_adapter(name, {key: tensor.clone() for key, tensor in self.adapter(copy_of).items()})
         self.records[name] = RoleRecord(base=self.base.name, base_digest=self.base.digest, head=head != "none")
@@ -176,18 +180,19 @@ class SharedModel:
 
     def _peft_config(self, lora: Lora) -> LoraConfig:
         targets = self._linear_layers if lora.targets == "all-linear" else lora.targets
-        return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets,
+        return LoraConfig(r=lora.rank, lora_alpha=lora.alpha,  # type: ignore[arg-type]
+                          lora_dropout=lora.dropout, target_modules=targets,
                           base_model_name_or_path=self.base.name, task_type="CAUSAL_LM")
 
     def _load_adapter(self, name: str, tensors: dict[str, Tensor]) -> None:
         assert self._peft is not None
-        problems = set_peft_model_state_dict(self._peft, tensors, adapter_name=name)
+        problems: Any = set_peft_model_state_dict(self._peft, tensors, adapter_name=name)
         if problems.unexpected_keys:
             raise ModelError(f"role {name}: tensor {problems.unexpected_keys[0]} fits no layer of {self.base.name}")
 
     def _lora_of(self, role: str) -> Lora:
         assert self._peft is not None
-        config = self._peft.peft_config[role]
+        config: Any = self._peft.peft_config[role]
         targets = config.target_modules
         return Lora(rank=config.r, alpha=config.lora_alpha, dropout=config.lora_dropout,
                     targets=targets if isinstance(targets, str) else sorted(targets))
@@ -212,7 +217,7 @@ class SharedModel:
         config |= {"inference_mode": True, "target_modules": sorted(config["target_modules"])}
         (unfinished / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True))
         if role in self._heads:
-            save_file({"weight": self._heads[role].weight.detach().contiguous()}, unfinished / HEAD)
+            save_file({"weight": self.head_parameters(role)[0].detach().contiguous()}, unfinished / HEAD)
         record = self.records[role]
         (unfinished / RECORD).write_text(json.dumps({k: getattr(record, k) for k in record.__slots__}, indent=2))
         unfinished.rename(folder)

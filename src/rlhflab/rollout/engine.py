@@ -116,7 +116,7 @@ class _Writer:
             visible[i, :len(prompt)] = True
         tokens, visible = tokens.to(self.model.device), visible.to(self.model.device)
         column = torch.arange(width, device=self.model.device)
-        cache = Cache(layer_class_to_replicate=partial(_RoomyLayer, room=self.max_new_tokens))
+        cache = Cache(layer_class_to_replicate=partial(_RoomyLayer, room=self.max_new_tokens))  # type: ignore[arg-type]
         # Padding is on the right, so the causal mask alone keeps it out of every real token's sight.
         mask = (column[None, :] <= column[:, None]).expand(len(self.prompts), 1, width, width)
         hidden = self.model.decoder(input_ids=tokens, attention_mask=mask, position_ids=column[None].expand_as(tokens),
@@ -146,6 +146,7 @@ class _RoomyLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = (states.new_empty(*states.shape[:2], states.shape[2] + self.room, states.shape[3])
                                       for states in (key_states, value_states))
+        assert self.keys is not None and self.values is not None
         end = self.used + key_states.shape[2]
         self.keys[:, :, self.used:end] = key_states
         self.values[:, :, self.used:end] = value_states

@@ -14,7 +14,7 @@ from rlhflab.data.formats import read_pairs
 from rlhflab.model.load import model_folder
 from rlhflab.runs import sources
 from rlhflab.scenarios import names, scenario
-from rlhflab.train.state import step_count
+from rlhflab.train.state import Schedule
 
 PASSES = {"sft": 2, "reward": 2, "dpo": 3, "ppo": 4}
 """Forward-sized passes a token costs: forward and backward, DPO's reference, PPO's four roles before its updates."""
@@ -68,7 +68,7 @@ def _steps(run: Run, examples: int) -> int:
         assert run.steps is not None
         return run.steps
     trained = examples - round(run.held_out * examples) if isinstance(run, RewardRun) else examples
-    return step_count(trained, batch=run.batch, epochs=run.epochs, steps=run.steps)
+    return len(Schedule.of(run, trained))
 
 
 def _parameters(folder: Any) -> tuple[int, int]:

@@ -28,7 +28,7 @@ from rlhflab.train.dpo import train_dpo
 from rlhflab.train.ppo import Observer, train_ppo
 from rlhflab.train.reward import train_reward
 from rlhflab.train.sft import train_sft
-from rlhflab.train.state import Step, step_count
+from rlhflab.train.state import Schedule, Step
 
 Summary = dict[str, Any]
 SAMPLES_LOGGED = 4
@@ -44,7 +44,7 @@ def sft_stage(run: SftRun, lab: Lab, folder: RunFolder) -> Summary:
     ids = [each.id for each in conversations]
     trees = sources.fitting(run, trees, [len(tree) for tree in trees], ids, lab.progress)
     lab.start_role("policy", run)
-    total = step_count(len(trees), batch=run.batch, epochs=run.epochs, steps=run.steps)
+    total = len(Schedule.of(run, len(trees)))
     tokens = follow(train_sft(run, lab.model, trees), lab, folder, "SFT", total, show=("loss",))
     lab.model.save_role("policy", folder.path / "roles" / "policy")
     return {"demonstrations": len(trees), "tokens": tokens}
@@ -60,7 +60,7 @@ def reward_stage(run: RewardRun, lab: Lab, folder: RunFolder) -> Summary:
         raise DataError(f"{run.data}: {len(pairs)} pairs over too few prompts to keep {run.held_out:.0%} of them apart")
     lab.start_role("reward", run, head="random")
     preferences = [sources.preference_tree(lab.chat, group) for group in train]
-    total = step_count(len(train), batch=run.batch, epochs=run.epochs, steps=run.steps)
+    total = len(Schedule.of(run, len(train)))
     tokens = follow(train_reward(run, lab.model, preferences), lab, folder, "reward model", total,
                     show=("loss", "accuracy"))
     unseen = [sources.preference_tree(lab.chat, group) for group in held_out]
@@ -88,7 +88,7 @@ def dpo_stage(run: DpoRun, lab: Lab, folder: RunFolder) -> Summary:
     prompts = list({pair.prompt.id: pair.prompt for pair in pairs}.values())[:run.probe_prompts]
     probe = Probe(prompts=prompts, chat=lab.chat, max_new_tokens=run.probe_tokens, seed=run.seed) if prompts else None
     preferences = [sources.preference_tree(lab.chat, group) for group in sources.group_by_prompt(pairs)]
-    total = step_count(len(preferences), batch=run.batch, epochs=run.epochs, steps=run.steps)
+    total = len(Schedule.of(run, len(preferences)))
     loop = train_dpo(run, lab.model, preferences, reference=reference, probe=probe)
     tokens = follow(loop, lab, folder, "DPO", total, show=("loss", "accuracy"))
     lab.model.save_role("policy", folder.path / "roles" / "policy")

@@ -15,7 +15,7 @@ from rlhflab.model.shared import SharedModel
 from rlhflab.rollout.probe import Probe, fresh_sample_kl
 from rlhflab.rollout.scoring import tree_logprobs
 from rlhflab.train.guards import refuse_wrong_reference
-from rlhflab.train.state import Step, TrainState, epochs_of_indices, step_count
+from rlhflab.train.state import Schedule, Step, TrainState
 
 
 def train_dpo(run: DpoRun, model: SharedModel, preferences: Sequence[PreferenceTree], *, reference: str | None,
@@ -26,11 +26,11 @@ def train_dpo(run: DpoRun, model: SharedModel, preferences: Sequence[PreferenceT
     data alone and are computed once.
     """
     loss_of: PreferenceLoss = preference_loss.bind(run.loss.name, run.loss.options, where="loss")
-    schedule = {"batch": run.batch, "epochs": run.epochs, "steps": run.steps}
+    schedule = Schedule.of(run, len(preferences))
     state = TrainState(run.optimizer, [(model.parameters(role), run.optimizer.learning_rate)],
-                       total=step_count(len(preferences), **schedule))
+                       total=len(schedule))
     stored = tree_logprobs(model, [each.tree for each in preferences], role=reference, micro_tokens=run.micro_tokens)
-    for indices in epochs_of_indices(len(preferences), seed=run.seed, **schedule):
+    for indices in schedule.order(run.seed):
         step = [preferences[i] for i in indices]
         pairs = sum(len(each.chosen) for each in step)
         for part in micro_batches([len(each.tree) for each in step], run.micro_tokens):

@@ -22,7 +22,7 @@ from rlhflab.rollout.rewards import Reward
 from rlhflab.rollout.sampling import rollout_trees, sample
 from rlhflab.rollout.scoring import read_trees, tree_logprobs
 from rlhflab.train.guards import engine_gap, refuse_engine_gap, refuse_wrong_reference
-from rlhflab.train.state import Step, TrainState, epochs_of_indices
+from rlhflab.train.state import Schedule, Step, TrainState
 
 Observer = Callable[[Sequence[Rollout], Sequence[Score]], dict[str, float | None]]
 """Looks at a rollout's answers and their scores; what it returns is logged with the step."""
@@ -40,8 +40,8 @@ def train_ppo(run: PpoRun, model: SharedModel, prompts: Sequence[Prompt], *, cha
                                        (model.parameters(value_role), run.optimizer.learning_rate),
                                        (model.head_parameters(value_role), run.value_learning_rate)],
                        total=run.steps * per_rollout)
-    order = epochs_of_indices(len(prompts), batch=run.batch, epochs=run.steps, seed=run.seed, steps=run.steps)
-    for number, indices in enumerate(order):
+    schedule = Schedule(items=len(prompts), batch=run.batch, epochs=run.steps, steps=run.steps)
+    for number, indices in enumerate(schedule.order(run.seed)):
         rollouts = sample(model, chat, [prompts[i] for i in indices], role=role, samples=run.samples,
                           max_new_tokens=run.max_new_tokens, temperature=run.temperature,
                           seed=run.seed * 1_000_003 + number)
@@ -87,9 +87,9 @@ def gather_experience(run: PpoRun, model: SharedModel, rollouts: Sequence[Rollou
     lengths = torch.tensor([len(rollout.token_ids) for rollout in rollouts])
     owner = torch.repeat_interleave(torch.arange(len(rollouts)), lengths)
     tree_of_answer = torch.tensor([i for i, tree in enumerate(trees) for _ in tree.answers])
-    settings = {"micro_tokens": run.micro_tokens, "temperature": run.temperature}
-    logprob = torch.cat(tree_logprobs(model, trees, role=role, **settings))
-    reference_logprob = torch.cat(tree_logprobs(model, trees, role=reference, **settings))
+    logprob, reference_logprob = (
+        torch.cat(tree_logprobs(model, trees, role=each, micro_tokens=run.micro_tokens, temperature=run.temperature))
+        for each in (role, reference))
     value = torch.cat(read_trees(model, trees, lambda batch: model.values(batch, value_role), per="token",
                                  micro_tokens=run.micro_tokens))
     final = torch.tensor([end_score(run.end, score, stopped=rollout.stopped)

@@ -8,7 +8,7 @@ from rlhflab.config import RewardRun
 from rlhflab.core.batch import PreferenceTree, micro_batches, pack, pair_index
 from rlhflab.core.losses import bradley_terry_loss
 from rlhflab.model.shared import SharedModel
-from rlhflab.train.state import Step, TrainState, epochs_of_indices, step_count
+from rlhflab.train.state import Schedule, Step, TrainState
 
 
 def train_reward(run: RewardRun, model: SharedModel, preferences: Sequence[PreferenceTree], *,
@@ -17,11 +17,11 @@ def train_reward(run: RewardRun, model: SharedModel, preferences: Sequence[Prefe
 
     All pairs of a prompt in one step, each answer read once, as Ouyang et al. 2022 (arXiv:2203.02155, section 3.5).
     """
-    schedule = {"batch": run.batch, "epochs": run.epochs, "steps": run.steps}
+    schedule = Schedule.of(run, len(preferences))
     state = TrainState(run.optimizer, [(model.parameters(role), run.optimizer.learning_rate),
                                        (model.head_parameters(role), run.head_learning_rate)],
-                       total=step_count(len(preferences), **schedule))
-    for indices in epochs_of_indices(len(preferences), seed=run.seed, **schedule):
+                       total=len(schedule))
+    for indices in schedule.order(run.seed):
         step = [preferences[i] for i in indices]
         pairs = sum(len(each.chosen) for each in step)
         for part in micro_batches([len(each.tree) for each in step], run.micro_tokens):

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from rlhflab.config import SftRun
 from rlhflab.core.batch import Tree, micro_batches, pack
 from rlhflab.model.shared import SharedModel
-from rlhflab.train.state import Step, TrainState, epochs_of_indices, step_count
+from rlhflab.train.state import Schedule, Step, TrainState
 
 
 def scored_tokens(tree: Tree) -> int:
@@ -16,10 +16,10 @@ def scored_tokens(tree: Tree) -> int:
 def train_sft(run: SftRun, model: SharedModel, demonstrations: Sequence[Tree], *,
               role: str = "policy") -> Iterator[Step]:
     """Yields after every optimizer step. The loss is the mean over the step's scored tokens, nats a token."""
-    schedule = {"batch": run.batch, "epochs": run.epochs, "steps": run.steps}
+    schedule = Schedule.of(run, len(demonstrations))
     state = TrainState(run.optimizer, [(model.parameters(role), run.optimizer.learning_rate)],
-                       total=step_count(len(demonstrations), **schedule))
-    for indices in epochs_of_indices(len(demonstrations), seed=run.seed, **schedule):
+                       total=len(schedule))
+    for indices in schedule.order(run.seed):
         step = [demonstrations[i] for i in indices]
         tokens = sum(scored_tokens(tree) for tree in step)
         for part in micro_batches([len(tree) for tree in step], run.micro_tokens):

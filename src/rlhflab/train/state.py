@@ -4,12 +4,14 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from rlhflab.config import Optimizer
+from rlhflab.config import Optimizer, Run
 from rlhflab.errors import RunError
 
 
@@ -46,22 +48,36 @@ class Meter:
         return dict(means)
 
 
-def epochs_of_indices(n: int, *, batch: int, epochs: int, seed: int, steps: int | None = None) -> Iterator[list[int]]:
-    """Item numbers of each optimizer step: a new seeded order every epoch, the last short step included."""
-    done = 0
-    for epoch in range(epochs):
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
-        for start in range(0, n, batch):
-            if steps is not None and done == steps:
-                return
-            done += 1
-            yield order[start:start + batch]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """Which items each optimizer step is on: a new seeded order every epoch, the last short step included."""
 
+    items: int
+    batch: int
+    epochs: int
+    steps: int | None = None
+    """At most so many."""
 
-def step_count(n: int, *, batch: int, epochs: int, steps: int | None = None) -> int:
-    """How many steps `epochs_of_indices` yields."""
-    whole = epochs * math.ceil(n / batch)
-    return whole if steps is None else min(steps, whole)
+    @classmethod
+    def of(cls, run: Run, items: int) -> "Schedule":
+        """That of a run over `items` examples."""
+        return cls(items=items, batch=run.batch, epochs=run.epochs, steps=run.steps)
+
+    def __len__(self) -> int:
+        """Steps in all."""
+        whole = self.epochs * math.ceil(self.items / self.batch)
+        return whole if self.steps is None else min(self.steps, whole)
+
+    def order(self, seed: int) -> Iterator[list[int]]:
+        """Item numbers of each step."""
+        yield from islice(self._epochs(seed), len(self))
+
+    def _epochs(self, seed: int) -> Iterator[list[int]]:
+        for epoch in range(self.epochs):
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+            order = torch.randperm(self.items, generator=generator).tolist()
+            for start in range(0, self.items, self.batch):
+                yield order[start:start + self.batch]
 
 
 def learning_rate_factor(settings: Optimizer, step: int, total: int) -> float:
