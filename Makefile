@@ -15,7 +15,7 @@ test: setup
 	@$(BIN)/python -m pytest $(ARGS)
 
 check: setup
-	@$(BIN)/ruff check src tests docs
+	@$(BIN)/ruff check src tests docs benchmarks
 	@$(BIN)/mypy
 	@$(BIN)/python docs/generate.py --check
 	@$(BIN)/python -m pytest $(ARGS)

@@ -76,7 +76,7 @@ def train_command(kind: Literal["sft", "reward", "dpo", "ppo"], run: Path, /, *o
         _print(_quietly(lambda: describe_run(settings)), as_json)
         return
     folder = _quietly(lambda: run_training(settings, out=out, progress=Progress()))
-    _finish(folder, as_json, next_step=f"rlhflab report {folder}")
+    _finish(folder, as_json, next_step=f"open {folder / 'report.html'} in a browser")
 
 
 def sample_command(*, model: str = DEFAULT_MODEL, adapter: Path | None = None, prompts: str | None = None,

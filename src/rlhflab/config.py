@@ -161,6 +161,8 @@ class PpoRun(Run):
     value_learning_rate: float = Field(1e-3, ge=0)
     reward: Sequence[RewardSource] = (RewardSource(name="role"),)
     end: EndRule = EndRule()
+    baseline: Literal["none", "prompt"] = "none"
+    """prompt: each score less the mean of the prompt's other answers (RLOO, arXiv:2402.14740), before the critic."""
     temperature: float = Field(1.0, gt=0)
     max_new_tokens: int = Field(40, ge=1)
     kl_coefficient: float = Field(0.02, ge=0)
@@ -182,6 +184,8 @@ class PpoRun(Run):
                                                                                        self.lora.dropout, 0)):
             if value != needed:
                 raise ValueError(f"{key} must be {needed} in PPO, where it would break the probability ratio")
+        if self.baseline == "prompt" and self.samples < 2:
+            raise ValueError("baseline: prompt compares a prompt's answers, so samples must be at least 2")
         return self
 
 

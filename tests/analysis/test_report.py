@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from report_folders import (
+    MEASURES,
     evaluation,
     interval,
     summary,

@@ -14,7 +14,7 @@ from rlhflab.errors import RunError
 from rlhflab.model.shared import SharedModel
 from rlhflab.rollout.scoring import score_trees, tree_logprobs
 from rlhflab.train.dpo import train_dpo
-from rlhflab.train.ppo import end_score, keep_scored, minibatches, train_ppo
+from rlhflab.train.ppo import end_score, keep_scored, less_prompt_baseline, minibatches, train_ppo
 from rlhflab.train.reward import train_reward
 from rlhflab.train.sft import train_sft
 from scorers import early_letters
@@ -87,8 +87,9 @@ def ppo_parts(llama: SharedModel, **settings: object) -> tuple[PpoRun, Callable[
     return run, reward
 
 
-@pytest.mark.parametrize("settings", [{"epochs": 2}, {"epochs": 1, "minibatches": 2, "micro_tokens": 64}])
-def test_ppo_raises_its_reward(llama: SharedModel, settings: dict[str, int]) -> None:
+@pytest.mark.parametrize("settings", [
+    {"epochs": 2}, {"epochs": 1, "minibatches": 2, "micro_tokens": 64}, {"baseline": "prompt"}])
+def test_ppo_raises_its_reward(llama: SharedModel, settings: dict[str, object]) -> None:
     run, reward = ppo_parts(llama, steps=12, **settings)
     steps = list(train_ppo(run, llama, PROMPTS, chat=ChatFormat(llama.tokenizer), reward=reward, reference=None))
     proxies = [step.metrics["proxy"] for step in steps]
@@ -207,6 +208,12 @@ def test_the_end_rule_by_hand(rule: str, stopped: bool, expected: float) -> None
     run = make_run("ppo", {"end": {"rule": rule, "value": 2.0}})
     assert isinstance(run, PpoRun)
     assert end_score(run.end, 3.0, stopped=stopped) == expected
+
+
+def test_the_prompt_baseline_by_hand() -> None:
+    got = less_prompt_baseline(torch.tensor([1.0, 2.0, 6.0, 5.0]), torch.tensor([0, 0, 0, 1]))
+    # 1 - (2 + 6)/2, 2 - (1 + 6)/2, 6 - (1 + 2)/2; an answer alone has nothing to be compared with
+    assert got.tolist() == [-3.0, -1.5, 4.5, 0.0]
 
 
 def test_minibatches_hold_every_tree_once() -> None:

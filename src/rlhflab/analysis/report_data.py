@@ -324,6 +324,8 @@ def side_by_side(data: ReportData, *, prompts: int = 8) -> list[list[Answer]]:
 
 def first_and_last(answers: Sequence[Answer]) -> list[Answer]:
     """Of a run's samples, those of its first and last sampled step; of the last alone if no prompt is in both."""
+    if not answers:
+        return []
     steps = list(dict.fromkeys(answer.policy for answer in answers))
     first, last = ([answer for answer in answers if answer.policy == step] for step in (steps[:1] + steps[-1:]))
     shared = {answer.prompt_id for answer in first} & {answer.prompt_id for answer in last}

@@ -28,7 +28,7 @@ from rlhflab.runs.lab import Lab
 from rlhflab.runs.preferences import collect_pairs
 from rlhflab.runs.recipes import recipe
 from rlhflab.runs.stages import run_stage
-from rlhflab.scenarios import scenario
+from rlhflab.scenarios import scenario as scenario_named
 from rlhflab.scenarios.base import Scenario
 
 POLICIES = ("base", "sft", "dpo", "ppo")
@@ -106,7 +106,7 @@ class Demo:
                  scenario: str) -> None:
         self.folder, self.progress = folder, progress
         self.model_name, self.seed, self.size = model, seed, QUICK if quick else FULL
-        self.task: Scenario = _scenario(scenario)
+        self.task: Scenario = scenario_named(scenario)
         self.summary: dict[str, Any] = folder.read_json("summary.json") if folder.has("summary.json") else {
             "model": model, "seed": seed, "commit": None, "machine": None, "versions": {}, "seconds": 0.0,
             "peak_memory_gb": 0.0, "stages": [], "policies": {}, "perplexity": {}}
@@ -134,7 +134,7 @@ class Demo:
     def load(self) -> int:
         """Load the base model (the first time, convert it)."""
         self.progress.say(f"Loading {self.model_name} (the first time this takes about half a minute) ...")
-        self.lab.model.base.model.eval()
+        self._lab = self._load_lab()
         return 0
 
     def train(self, kind: str, *overrides: str) -> int:
@@ -184,10 +184,9 @@ class Demo:
 
     @property
     def lab(self) -> Lab:
-        """The loaded model."""
+        """The loaded model; a demo that goes on after a stop loads it here."""
         if self._lab is None:
-            settings = self._recipe("sft")
-            self._lab = Lab.load(settings.model, dtype=settings.dtype, device=settings.device, progress=self.progress)
+            self._lab = self._load_lab()
         return self._lab
 
     def closing_words(self) -> str:
@@ -223,6 +222,10 @@ class Demo:
             left.rename(aside)
         yield
 
+    def _load_lab(self) -> Lab:
+        run = self._recipe("sft")
+        return Lab.load(run.model, dtype=run.dtype, device=run.device, progress=self.progress)
+
     def _recipe(self, kind: str, *overrides: str) -> Run:
         """The recipe of `kind` on this demo's model, seed and SFT policy; the last of two equal flags counts."""
         flags = ["--model", self.model_name, "--seed", str(self.seed), "--gold", self.task.name,
@@ -246,9 +249,6 @@ class Demo:
         self.folder.write("cards/model.md", model_card(self.summary, base=self.lab.model.base, run=self._recipe("ppo")))
         self.folder.write_json("measures.json", [
             {"name": m.name, "says": m.says, "better": m.better} for m in self.task.measures])
-
-
-_scenario = scenario  # the constructor's argument has the same name
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

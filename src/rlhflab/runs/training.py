@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from rlhflab.analysis.report import write_report
 from rlhflab.config import Run
 from rlhflab.progress import Progress
 from rlhflab.runs.folder import Record, RunFolder
@@ -23,4 +24,5 @@ def run_training(run: Run, *, out: Path | None, progress: Progress) -> Path:
         record.close("stopped")
         raise
     record.close("finished")
+    write_report(folder.path)
     return folder.path

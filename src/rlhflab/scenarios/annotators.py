@@ -25,11 +25,11 @@ class Annotator:
     """Utility of an answer believed right over one believed wrong."""
     format: float = 1.7
     """Utility of a kept format (at most 12 words, one sentence, demand met): gold's own weight beside knowledge."""
-    length: float = 1.4
+    length: float = 1.2
     """Bias at dose 1: utility of ten more words, up to `length_cap`."""
     length_cap: int = 30
     """Words above which length impresses nobody further."""
-    confidence: float = 1.5
+    confidence: float = 2.2
     """Bias at dose 1: utility of a confident tone."""
     against_abstaining: float = 1.0
     """Bias at dose 1: utility lost by an abstention."""

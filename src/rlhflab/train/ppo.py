@@ -94,6 +94,8 @@ def gather_experience(run: PpoRun, model: SharedModel, rollouts: Sequence[Rollou
                                  micro_tokens=run.micro_tokens))
     final = torch.tensor([end_score(run.end, score, stopped=rollout.stopped)
                           for rollout, score in zip(rollouts, scores, strict=True)])
+    if run.baseline == "prompt":
+        final = less_prompt_baseline(final, tree_of_answer)
     reward = token_rewards(final, kl_k1(logprob, reference_logprob), owner, kl_coefficient=run.kl_coefficient)
     estimate = gae(reward, value, owner, gamma=run.gamma, gae_lambda=run.gae_lambda)
     return Experience(
@@ -139,6 +141,17 @@ def keep_scored(rollouts: Sequence[Rollout],
         raise RunError(f"{unscored} of {len(rollouts)} answers could not be scored ({example.by}: "
                        f"{example.reason or 'no reason given'}); at most {MOST_UNSCORED:.0%} may be unscored")
     return [rollout for rollout, _ in kept], [score for _, score in kept], unscored
+
+
+def less_prompt_baseline(score: Float[Tensor, " n"], prompt: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Each score less the mean of the other answers to its prompt; an answer without others keeps 0.
+
+    It leaves the gradient unbiased (Ahmadian et al. 2024, arXiv:2402.14740, RLOO) and takes out how hard the prompt is,
+    which a young critic does not know yet. `prompt`: the number of each answer's prompt.
+    """
+    count = torch.bincount(prompt).to(score.dtype)[prompt]
+    others = torch.zeros_like(score).index_add(0, prompt, score)[prompt] - score
+    return torch.where(count > 1, score - others / (count - 1).clamp(min=1), torch.zeros_like(score))
 
 
 def end_score(end: EndRule, score: float, *, stopped: bool) -> float:
