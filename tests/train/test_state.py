@@ -49,6 +49,16 @@ def test_a_first_step_that_moves_nothing_stops_the_run() -> None:
         one_parameter(0.0, 1e-3).optimize()
 
 
+def test_a_rollout_without_anything_to_learn_postpones_the_check_and_does_not_end_it() -> None:
+    parameter = nn.Parameter(torch.ones(2))
+    state = TrainState(Optimizer(epsilon=1e8), [([parameter], 1e-3)], total=10, may_have_nothing_to_learn=True)
+    parameter.grad = torch.zeros(2)
+    state.optimize()
+    parameter.grad = torch.ones(2)  # an epsilon this large keeps a true gradient from moving anything
+    with pytest.raises(RunError, match="no adapter weight moved"):
+        state.optimize()
+
+
 def test_a_gradient_that_is_not_finite_stops_the_run() -> None:
     with pytest.raises(RunError, match="not finite"):
         one_parameter(float("nan"), 1e-3).optimize()

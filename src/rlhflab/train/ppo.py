@@ -39,7 +39,7 @@ def train_ppo(run: PpoRun, model: SharedModel, prompts: Sequence[Prompt], *, cha
     state = TrainState(run.optimizer, [(model.parameters(role), run.optimizer.learning_rate),
                                        (model.parameters(value_role), run.optimizer.learning_rate),
                                        (model.head_parameters(value_role), run.value_learning_rate)],
-                       total=run.steps * per_rollout)
+                       total=run.steps * per_rollout, may_have_nothing_to_learn=True)
     schedule = Schedule(items=len(prompts), batch=run.batch, epochs=run.steps, steps=run.steps)
     for number, indices in enumerate(schedule.order(run.seed)):
         rollouts = sample(model, chat, [prompts[i] for i in indices], role=role, samples=run.samples,

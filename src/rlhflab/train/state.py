@@ -94,8 +94,15 @@ def learning_rate_factor(settings: Optimizer, step: int, total: int) -> float:
 class TrainState:
     """Owns the optimizer, the schedule and the meter of one trained role or more."""
 
-    def __init__(self, settings: Optimizer, groups: Sequence[tuple[list[nn.Parameter], float]], *, total: int) -> None:
-        """`groups`: parameters with their learning rate. Each group is clipped by itself, and has to move."""
+    def __init__(self, settings: Optimizer, groups: Sequence[tuple[list[nn.Parameter], float]], *, total: int,
+                 may_have_nothing_to_learn: bool = False) -> None:
+        """`groups`: parameters with their learning rate. Each group is clipped by itself.
+
+        The first group has to move at the first step, or, where it `may_have_nothing_to_learn` (all answers of a
+        rollout equally good), at the first step with a gradient.
+        """
+        self._may_have_nothing_to_learn = may_have_nothing_to_learn
+        self._seen_to_move = False
         self.settings = settings
         self.total = total
         self.meter = Meter()
@@ -118,7 +125,7 @@ class TrainState:
             group["lr"] = group["peak"] * factor
         norms = [torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
                  for parameters, _ in self._groups]
-        before = [parameter.detach().clone() for parameter in self._groups[0][0]] if self.number == 0 else None
+        before = None if self._seen_to_move else [parameter.detach().clone() for parameter in self._groups[0][0]]
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self.number += 1
@@ -133,6 +140,9 @@ class TrainState:
         return Step(self.number, {**self.meter.read(), **(extra or {})}, seconds)
 
     def _refuse_standstill(self, before: list[Tensor], norm: float) -> None:
+        if norm == 0 and self._may_have_nothing_to_learn:
+            return
+        self._seen_to_move = True
         parameters, rate = self._groups[0]
         moved = any(not torch.equal(old, new) for old, new in zip(before, parameters, strict=True))
         if not math.isfinite(norm):
