@@ -30,7 +30,7 @@ def demo_command(*, model: str = DEFAULT_MODEL, seed: Seed = 0, out: Path | None
                  quick: bool = False, as_json: Json = False) -> None:
     """Run the whole story on the embedded scenario, from preference data to a report.
 
-    SFT, a reward model, DPO, and PPO into reward hacking and out of it.
+    SFT, a reward model, DPO and PPO, each measured before and after.
 
     Args:
         model: A name of `rlhflab models`, a hub id, or a local transformers folder.

@@ -74,8 +74,3 @@ def _logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
 def answer_sums(x: Float[Tensor, " s"], owner: Int[Tensor, " s"], n: int) -> Float[Tensor, " n"]:
     """Sum of a token quantity over each answer."""
     return torch.zeros(n, dtype=x.dtype, device=x.device).index_add(0, owner, x)
-
-
-def answer_means(x: Float[Tensor, " s"], owner: Int[Tensor, " s"], n: int) -> Float[Tensor, " n"]:
-    """Mean of a token quantity over each answer's scored tokens."""
-    return answer_sums(x, owner, n) / answer_sums(torch.ones_like(x), owner, n).clamp(min=1)
