@@ -165,9 +165,10 @@ def list_command(what: str | None = None, /, *, as_json: Json = False) -> None:
         what: A name that `rlhflab list` shows.
         as_json: Print the rows as JSON.
     """
-    from rlhflab.listing import overview, rows_of
+    from rlhflab.listing import as_columns, listing, overview
 
-    _print_table(overview() if what is None else _quietly(lambda: rows_of(what)), as_json)
+    rows = overview() if what is None else _quietly(lambda: listing(what))
+    _print_table(rows if as_json else as_columns(rows), as_json)
 
 
 COMMANDS: Mapping[str, Callable[..., None]] = {
@@ -240,6 +241,9 @@ def _print_table(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
     """Rows under each other in columns; the last column may be long."""
     if as_json:
         _print(rows, True)
+        return
+    if not rows:
+        print("none yet")
         return
     words = {"True": "yes", "False": "no", "None": "-"}
     cells = [[words.get(str(value), str(value)) for value in row.values()] for row in rows]

@@ -1,4 +1,4 @@
-"""What a run file may say and what the catalogues hold, as rows of text. torch only where a catalogue needs it."""
+"""What a run file may say and what the catalogues hold, as rows. torch only where a catalogue needs it."""
 
 import types
 from collections.abc import Iterator, Mapping
@@ -12,38 +12,70 @@ from rlhflab.config import KINDS, Choice, Settings
 from rlhflab.errors import ConfigError
 from rlhflab.scenarios import names, scenario
 
-CATALOGUES: Mapping[str, str] = {
+CATALOGUES: Mapping[str, str | None] = {
     "losses": "rlhflab.core.losses:preference_loss",
     "rewards": "rlhflab.rollout.rewards:reward_source",
+    "detectors": None,
+    "formats": None,
+    "verifiers": None,
+    "shapings": None,
+    "suites": None,
+    "presets": None,
 }
-"""Where each catalogue is; imported when it is asked for."""
+"""Where each catalogue is, imported when it is asked for; None for a kind that has no entries yet."""
 
 BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 
-def overview() -> list[dict[str, str]]:
-    """Every name that `rows_of` takes."""
-    kinds = [{"name": kind, "description": _one_line(run.__doc__)} for kind, run in KINDS.items()]
-    catalogues = [{"name": name, "description": f"The catalogue of {name}."} for name in CATALOGUES]
-    return [*kinds, *catalogues, {"name": "scenarios", "description": "Tasks that make and check their own data."}]
+def overview() -> list[dict[str, Any]]:
+    """Every name that `listing` takes."""
+    kinds = [{"name": kind, "summary": _one_line(run.__doc__)} for kind, run in KINDS.items()]
+    catalogues = [{"name": name, "summary": f"The catalogue of {name}." if where else f"No {name} yet."}
+                  for name, where in CATALOGUES.items()]
+    return [*kinds, *catalogues, {"name": "scenarios", "summary": "Tasks that make and check their own data."}]
 
 
-def rows_of(name: str) -> list[dict[str, str]]:
-    """The keys of a run file of kind `name`, or the entries of the catalogue `name`."""
+def listing(name: str) -> list[dict[str, Any]]:
+    """The keys of a run file of kind `name`, or the entries of the catalogue `name`, as JSON values."""
     if name in KINDS:
         return list(_keys(KINDS[name](), ""))
     if name == "scenarios":
-        return [{"name": each, "measures": ", ".join(measure.name for measure in scenario(each).measures)}
-                for each in names()]
+        return [{"name": each, "measures": [measure.name for measure in scenario(each).measures]} for each in names()]
     if name not in CATALOGUES:
         known = ", ".join(row["name"] for row in overview())
         raise ConfigError(f"nothing to list is called {name!r}; there are {known}")
-    module, _, attribute = CATALOGUES[name].partition(":")
+    where = CATALOGUES[name]
+    return [] if where is None else [
+        {"name": entry.name, "options": {key: _option(field) for key, field in entry.fields.items()},
+         "needs": list(entry.needs), "source": entry.source, "summary": entry.summary}
+        for entry in catalog_at(where).entries()]
+
+
+def catalog_at(where: str) -> Catalog[Any]:
+    """The catalogue at `module:attribute`."""
+    module, _, attribute = where.partition(":")
     catalog: Catalog[Any] = getattr(import_module(module), attribute)
-    return [{"name": entry, "options": options, "description": says} for entry, options, says in catalog.describe()]
+    return catalog
 
 
-def _keys(section: Settings, prefix: str) -> Iterator[dict[str, str]]:
+def as_columns(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """The rows with options and lists in words, for a table; empty columns are left out."""
+    shown = [{key: _cell(value) for key, value in row.items()} for row in rows]
+    return [{key: value for key, value in row.items() if any(other[key] for other in shown)} for row in shown]
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}={_shown(option['default'])}" for key, option in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _option(field: FieldInfo) -> dict[str, Any]:
+    """Type, default and range of one option of a catalogue's entry."""
+    return {"type": _type_words(field.annotation), "default": field.default, "range": _range(field) or None}
+
+
+def _keys(section: Settings, prefix: str) -> Iterator[dict[str, Any]]:
     """One row a key, sections unfolded into dotted keys."""
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
@@ -51,15 +83,20 @@ def _keys(section: Settings, prefix: str) -> Iterator[dict[str, str]]:
             yield from _keys(value, f"{prefix}{name}.")
         else:
             yield {"name": prefix + name, "type": _type(field), "default": _shown(value),
-                   "description": _one_line(field.description)}
+                   "summary": _one_line(field.description)}
 
 
 def _type(field: FieldInfo) -> str:
     """`int >= 1 | none`: the bounds stand by the type that they bound."""
-    bounds = "".join(f" {sign} {getattr(bound, key)}" for bound in field.metadata for key, sign in BOUNDS.items()
-                     if getattr(bound, key, None) is not None)
-    bounded, optional, _ = _type_words(field.annotation).partition(" | none")
-    return bounded + bounds + optional
+    bounds = _range(field)
+    bounded, optional, rest = _type_words(field.annotation).partition(" | none")
+    return f"{bounded} {bounds}{optional}{rest}" if bounds else bounded + optional + rest
+
+
+def _range(field: FieldInfo) -> str:
+    """`>= 0 < 0.5`, or nothing."""
+    return " ".join(f"{sign} {getattr(bound, key)}" for bound in field.metadata for key, sign in BOUNDS.items()
+                    if getattr(bound, key, None) is not None)
 
 
 def _type_words(annotation: Any) -> str:
