@@ -50,8 +50,9 @@ def demo_command(*, model: str = DEFAULT_MODEL, seed: Seed = 0, out: Path | None
     _finish(folder, as_json, next_step=f"open {folder / 'report.html'} in a browser")
 
 
-def train_command(kind: Literal["sft", "reward", "dpo", "ppo"], run: Path, /, *overrides: Override,
-                  out: Path | None = None, dry_run: bool = False, as_json: Json = False) -> None:
+def train_command(kind: Literal["sft", "reward", "dpo", "ppo"] | None = None, run: Path | None = None, /,
+                  *overrides: Override, out: Path | None = None, resume: Path | None = None, dry_run: bool = False,
+                  as_json: Json = False) -> None:
     """Train one role as a run file says.
 
     Any key of the run file can be changed by a flag: `--optimizer.learning_rate 1e-4`, `--loss.beta 0.05`.
@@ -62,20 +63,30 @@ def train_command(kind: Literal["sft", "reward", "dpo", "ppo"], run: Path, /, *o
         run: The run file, YAML.
         overrides: Flags that change a key of the run file, each with its value.
         out: The new folder; under runs/ where absent.
+        resume: The folder of a stopped run, which goes on from its last checkpoint. Nothing else is given with it.
         dry_run: Print the resolved run and an estimate of memory and time, and stop.
         as_json: Print the result as JSON.
     """
     from rlhflab.config import read_run
-
-    settings = read_run(kind, run, overrides)
     from rlhflab.progress import Progress
-    from rlhflab.runs.estimate import describe_run
-    from rlhflab.runs.training import run_training
 
-    if dry_run:
-        _print(_quietly(lambda: describe_run(settings)), as_json)
-        return
-    folder = _quietly(lambda: run_training(settings, out=out, progress=Progress()))
+    if resume is not None:
+        if kind is not None or out is not None or dry_run:
+            raise ConfigError("--resume: goes on with a run as it was begun, so nothing else can be given with it")
+        from rlhflab.runs.training import resume_training
+
+        folder = _quietly(lambda: resume_training(resume, progress=Progress()))
+    else:
+        if kind is None or run is None:
+            raise ConfigError("train: needs a kind and a run file, such as rlhflab train dpo recipes/dpo.yaml")
+        settings = read_run(kind, run, overrides)
+        from rlhflab.runs.estimate import describe_run
+        from rlhflab.runs.training import run_training
+
+        if dry_run:
+            _print(_quietly(lambda: describe_run(settings)), as_json)
+            return
+        folder = _quietly(lambda: run_training(settings, out=out, progress=Progress()))
     _finish(folder, as_json, next_step=f"open {folder / 'report.html'} in a browser")
 
 

@@ -93,6 +93,8 @@ class Run(Settings):
     """What happens to a row over `max_length`: an error that names it, or dropped and counted."""
     micro_tokens: int = Field(2048, ge=1)
     """Tokens (with padding) in one forward pass; bounds memory, changes no result."""
+    checkpoint_every: int = Field(10, ge=0)
+    """Steps between two checkpoints, from which a stopped run goes on; 0 for none."""
     recompute: bool = False
     """Drop activations and recompute them in the backward pass: less memory, about a third more time."""
 
@@ -192,10 +194,10 @@ class PpoRun(Run):
 KINDS: Mapping[str, type[Run]] = {run.kind: run for run in (SftRun, RewardRun, DpoRun, PpoRun)}
 
 
-def read_run(kind: str, path: Path, overrides: Sequence[str] = ()) -> Run:
+def read_run(kind: str | None, path: Path, overrides: Sequence[str] = ()) -> Run:
     """The run that `path` describes, changed by `overrides` (`--a.b value` or `--a.b=value` tokens).
 
-    Raises ConfigError naming the file and the key.
+    `kind` None takes the kind that the file names. Raises ConfigError naming the file and the key.
     """
     try:
         content = yaml.safe_load(path.read_text())
@@ -208,11 +210,13 @@ def read_run(kind: str, path: Path, overrides: Sequence[str] = ()) -> Run:
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: a run file holds keys and values, found {type(content).__name__}")
     declared = content.pop("kind", kind)
-    if declared != kind:
+    if kind is None and declared not in KINDS:
+        raise ConfigError(f"{path}: kind: is {declared!r}, not one of {', '.join(KINDS)}")
+    if declared != (kind or declared):
         raise ConfigError(f"{path}: kind: this file describes a {declared} run, not {kind}")
     for key, value in parse_overrides(overrides):
         _set_dotted(content, key, value)
-    return make_run(kind, content, where=str(path))
+    return make_run(declared, content, where=str(path))
 
 
 def make_run(kind: str, content: Mapping[str, Any], *, where: str = "run") -> Run:

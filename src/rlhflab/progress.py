@@ -31,10 +31,11 @@ class Progress:
         self._console.print(text)
 
     @contextmanager
-    def track(self, label: str, total: int) -> Iterator["Track"]:
+    def track(self, label: str, total: int, *, done: int = 0) -> Iterator["Track"]:
         """Show a loop of `total` rounds: `with progress.track("dpo", 32) as bar: bar.advance(loss=0.61)`.
 
-        Ends with a line that holds the total time, whether all rounds were done or not. Loops may nest.
+        `done`: rounds of an earlier process, which count as done but not for the rate. Ends with a line that holds the
+        total time, whether all rounds were done or not. Loops may nest.
         """
         bars, outermost = self._bars, self._bars is None and self._console.is_terminal
         if outermost:
@@ -43,7 +44,7 @@ class Progress:
                 TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
                 TextColumn("{task.fields[numbers]}", markup=False), console=self._console, transient=True)
             bars.start()
-        track = Track(self, bars, label, total)
+        track = Track(self, bars, label, total, done)
         try:
             yield track
         finally:
@@ -56,11 +57,11 @@ class Progress:
 class Track:
     """One loop on show. Made by `Progress.track`."""
 
-    def __init__(self, progress: Progress, bars: Bars | None, label: str, total: int) -> None:
-        self.done, self._label, self._total, self._numbers = 0, label, total, ""
+    def __init__(self, progress: Progress, bars: Bars | None, label: str, total: int, done: int = 0) -> None:
+        self.done, self._before, self._label, self._total, self._numbers = done, done, label, total, ""
         self._progress, self._bars = progress, bars
         self._started = self._said = progress._clock()
-        self._bar = bars.add_task(label, total=total, rate="", numbers="") if bars else None
+        self._bar = bars.add_task(label, total=total, completed=done, rate="", numbers="") if bars else None
 
     def advance(self, n: int = 1, **numbers: float | None) -> None:
         """`n` rounds are done; `numbers` stand beside the bar, None as a dash."""
@@ -72,7 +73,7 @@ class Track:
             self._bars.update(self._bar, completed=self.done, rate=self._rate(now), numbers=self._numbers)
         elif now - self._said >= self._progress._every and self.done < self._total:
             self._said = now
-            left = (now - self._started) / max(self.done, 1) * (self._total - self.done)
+            left = (now - self._started) / max(self.done - self._before, 1) * (self._total - self.done)
             self._say(f"{self._rate(now)}, {in_words(left)} left")
 
     def finish(self) -> None:
@@ -86,7 +87,7 @@ class Track:
         self._progress.say(f"{self._label}: {self.done}/{self._total} {timing}{numbers}")
 
     def _rate(self, now: float) -> str:
-        rate = self.done / max(now - self._started, 1e-9)
+        rate = (self.done - self._before) / max(now - self._started, 1e-9)
         return f"{rate:.3g}/s" if rate >= 1 else f"{1 / max(rate, 1e-9):.3g} s each"
 
 

@@ -8,8 +8,9 @@ import pytest
 
 from rlhflab.errors import RunError
 from rlhflab.progress import Progress
-from rlhflab.runs.demo import Demo, run_demo
+from rlhflab.runs.demo import run_demo
 from rlhflab.runs.inspecting import evaluate_policy, sample_answers
+from rlhflab.train.checkpoint import Checkpoints
 
 STAGES = ["load", "evaluate base", "sft", "evaluate sft", "preferences", "reward", "dpo", "evaluate dpo", "ppo",
           "evaluate ppo"]
@@ -63,23 +64,22 @@ def test_the_folder_is_whole_by_itself(demo: Path) -> None:
 
 def test_the_same_seed_gives_the_same_numbers_also_after_a_stop(
         demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train = Demo.train
+    keep = Checkpoints.keep
 
-    def stopped_in_dpo(self: Demo, kind: str, *overrides: str) -> int:
-        if kind == "dpo":
-            (self.folder.path / "dpo").mkdir()
-            (self.folder.path / "dpo" / "metrics.jsonl").write_text("{}\n")
+    def stopped_after_one_step_of_dpo(self: Checkpoints, step: int, *rest: Any) -> None:
+        keep(self, step, *rest)
+        if self.folder.parent.name == "dpo":
             raise KeyboardInterrupt
-        return train(self, kind, *overrides)
 
-    monkeypatch.setattr(Demo, "train", stopped_in_dpo)
+    monkeypatch.setattr(Checkpoints, "keep", stopped_after_one_step_of_dpo)
     with pytest.raises(KeyboardInterrupt):
         quick(tmp_path / "run")
     assert json.loads((tmp_path / "run" / "record.json").read_text())["status"] == "stopped"
-    monkeypatch.setattr(Demo, "train", train)
+    assert len((tmp_path / "run" / "dpo" / "metrics.jsonl").read_text().splitlines()) == 1
+    monkeypatch.setattr(Checkpoints, "keep", keep)
     quick(None, resume=tmp_path / "run")
     assert numbers(tmp_path / "run") == numbers(demo)
-    assert (tmp_path / "run" / "dpo.stopped-1" / "metrics.jsonl").exists(), "what was written is kept"
+    assert not (tmp_path / "run" / "dpo" / "checkpoints").exists(), "a finished stage needs none"
 
 
 def test_another_seed_gives_other_numbers(demo: Path, tmp_path: Path) -> None:

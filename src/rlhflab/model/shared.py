@@ -242,6 +242,13 @@ class SharedModel:
             if record is not None:
                 self.records[name] = record
 
+    def restore_role(self, role: str, folder: Path) -> None:
+        """Weights and record of an existing role from a folder `save_role` wrote; its parameters stay the same ones."""
+        self._load_adapter(role, load_file(folder / ADAPTER, device=str(self.device)))
+        if role in self._heads:
+            self._heads[role].load_state_dict(load_file(folder / HEAD, device=str(self.device)))
+        self.records[role] = _read_record(folder) or self.records[role]
+
     def _check_unembedding(self) -> None:
         """Some architectures scale or cap their logits; log-probs computed here would silently be others."""
         ids = torch.arange(8, device=self.device)[None]

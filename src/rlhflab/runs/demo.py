@@ -7,8 +7,7 @@ same numbers as one that did not stop.
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +47,7 @@ class Size:
 
 FULL = Size()
 QUICK = Size(evaluation_prompts=8, evaluation_samples=1, comparison_prompts=12,
-             overrides=("--examples", "16", "--steps", "2", "--batch", "4"))
+             overrides=("--examples", "16", "--steps", "2", "--batch", "4", "--checkpoint_every", "1"))
 
 
 def run_demo(*, model: str, seed: int, out: Path | None, resume: Path | None, quick: bool, progress: Progress) -> Path:
@@ -140,7 +139,8 @@ class Demo:
     def train(self, kind: str, *overrides: str) -> int:
         """Train by the recipe of `kind`, from the SFT policy where there is one."""
         run = self._recipe(kind, *overrides)
-        stage = RunFolder.create(self.folder.path / kind)
+        stage = RunFolder(self.folder.path / kind)
+        stage.path.mkdir(exist_ok=True)  # there already where this stage was stopped: it goes on from its checkpoint
         summary = run_stage(run, self.lab, stage)
         if kind == "reward":
             self.summary["reward_model"] = {key: summary[key] for key in (
@@ -202,25 +202,13 @@ class Demo:
     def _stage(self, name: str, work: Callable[[], int]) -> None:
         if any(stage["name"] == name for stage in self.summary["stages"]):
             return
-        with self._apart(name):
-            began = time.perf_counter()
-            tokens = work()
-            seconds = time.perf_counter() - began
+        began = time.perf_counter()
+        tokens = work()
+        seconds = time.perf_counter() - began
         self.summary["stages"].append({"name": name, "seconds": round(seconds, 2), "tokens": tokens})
         self.summary["seconds"] = round(sum(stage["seconds"] for stage in self.summary["stages"]), 2)
         self.summary["peak_memory_gb"] = max(self.summary["peak_memory_gb"], round(peak_memory_gb(), 3))
         self.folder.write_json("summary.json", self.summary)
-
-    @contextmanager
-    def _apart(self, name: str) -> Iterator[None]:
-        """Move what an interrupted try of this stage left behind out of its way; nothing is deleted."""
-        left = self.folder.path / name
-        if left.is_dir():
-            number = 1
-            while (aside := left.with_name(f"{name}.stopped-{number}")).exists():
-                number += 1
-            left.rename(aside)
-        yield
 
     def _load_lab(self) -> Lab:
         run = self._recipe("sft")

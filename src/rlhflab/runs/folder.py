@@ -1,13 +1,14 @@
-"""A run's folder: whole by itself, appended to line by line, replaced file by file, never deleted."""
+"""A run's folder: whole by itself, appended to line by line, replaced file by file."""
 
 import json
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -73,9 +74,25 @@ class RunFolder:
         with (self.path / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """The rows of a JSONL file; none where it is missing. A last line cut off by a kill does not count."""
+        path = self.path / name
+        whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n") if path.is_file() else ("", "", "")
+        return [json.loads(line) for line in whole.splitlines()]
+
+    def cut(self, name: str, keep: Callable[[dict[str, Any]], bool]) -> None:
+        """Leave in a JSONL file only the rows to `keep`, in one go."""
+        if self.has(name):
+            kept = [row for row in self.rows(name) if keep(row)]
+            self.write(name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+
     def read_json(self, name: str) -> Any:
         """What `write_json` wrote."""
         return json.loads((self.path / name).read_text(encoding="utf-8"))
+
+    def discard(self, name: str) -> None:
+        """Remove a folder an unfinished run left here, to be made again."""
+        shutil.rmtree(self.path / name, ignore_errors=True)
 
     def has(self, name: str) -> bool:
         """Whether the file is there."""

@@ -24,11 +24,12 @@ from rlhflab.runs.folder import RunFolder
 from rlhflab.runs.lab import Lab
 from rlhflab.scenarios.base import Scenario
 from rlhflab.scenarios.gold import count_words
+from rlhflab.train.checkpoint import Checkpoints
 from rlhflab.train.dpo import train_dpo
 from rlhflab.train.ppo import Observer, train_ppo
 from rlhflab.train.reward import train_reward
 from rlhflab.train.sft import train_sft
-from rlhflab.train.state import Schedule, Step
+from rlhflab.train.state import Saved, Schedule, Step
 
 Summary = dict[str, Any]
 SAMPLES_LOGGED = 4
@@ -45,7 +46,9 @@ def sft_stage(run: SftRun, lab: Lab, folder: RunFolder) -> Summary:
     trees = sources.fitting(run, trees, [len(tree) for tree in trees], ids, lab.progress)
     lab.start_role("policy", run)
     total = len(Schedule.of(run, len(trees)))
-    tokens = follow(train_sft(run, lab.model, trees), lab, folder, "SFT", total, show=("loss",))
+    kept = checkpoints(run, folder, "policy")
+    loop = train_sft(run, lab.model, trees, saved=go_on(kept, lab, folder))
+    tokens = follow(loop, lab, folder, kept, "SFT", total, show=("loss",))
     lab.model.save_role("policy", folder.path / "roles" / "policy")
     return {"demonstrations": len(trees), "tokens": tokens}
 
@@ -61,8 +64,9 @@ def reward_stage(run: RewardRun, lab: Lab, folder: RunFolder) -> Summary:
     lab.start_role("reward", run, head="random")
     preferences = [sources.preference_tree(lab.chat, group) for group in train]
     total = len(Schedule.of(run, len(train)))
-    tokens = follow(train_reward(run, lab.model, preferences), lab, folder, "reward model", total,
-                    show=("loss", "accuracy"))
+    kept = checkpoints(run, folder, "reward")
+    loop = train_reward(run, lab.model, preferences, saved=go_on(kept, lab, folder))
+    tokens = follow(loop, lab, folder, kept, "reward model", total, show=("loss", "accuracy"))
     unseen = [sources.preference_tree(lab.chat, group) for group in held_out]
     # Answers to a few prompts are enough for a mean and a deviation; those held out are scored in any case.
     seen = preferences[:NORMALISED_ON]
@@ -89,8 +93,9 @@ def dpo_stage(run: DpoRun, lab: Lab, folder: RunFolder) -> Summary:
     probe = Probe(prompts=prompts, chat=lab.chat, max_new_tokens=run.probe_tokens, seed=run.seed) if prompts else None
     preferences = [sources.preference_tree(lab.chat, group) for group in sources.group_by_prompt(pairs)]
     total = len(Schedule.of(run, len(preferences)))
-    loop = train_dpo(run, lab.model, preferences, reference=reference, probe=probe)
-    tokens = follow(loop, lab, folder, "DPO", total, show=("loss", "accuracy"))
+    kept = checkpoints(run, folder, "policy")
+    loop = train_dpo(run, lab.model, preferences, reference=reference, probe=probe, saved=go_on(kept, lab, folder))
+    tokens = follow(loop, lab, folder, kept, "DPO", total, show=("loss", "accuracy"))
     lab.model.save_role("policy", folder.path / "roles" / "policy")
     return {"prompts": len(preferences), "pairs": len(pairs), "tokens": tokens}
 
@@ -106,10 +111,12 @@ def ppo_stage(run: PpoRun, lab: Lab, folder: RunFolder) -> Summary:
     reward = make_reward(run.reward, lab.model, micro_tokens=run.micro_tokens)
     critic = "reward" if "reward" in lab.model.records else "policy"
     lab.model.add_role("value", run.lora, copy_of=critic, head="zero")
+    kept = checkpoints(run, folder, "policy", "value")
+    saved = go_on(kept, lab, folder)
     loop = train_ppo(run, lab.model, prompts, chat=lab.chat, reward=reward, reference=reference,
-                     observe=observer(task, folder))
+                     observe=observer(task, folder, done=saved.step if saved else 0), saved=saved)
     assert run.steps is not None
-    tokens = follow(loop, lab, folder, "PPO", run.steps, show=("proxy", "gold", "kl"))
+    tokens = follow(loop, lab, folder, kept, "PPO", run.steps, show=("proxy", "gold", "kl"))
     for role in ("policy", "value"):
         lab.model.save_role(role, folder.path / "roles" / role)
     return {"prompts": len(prompts), "tokens": tokens}
@@ -120,23 +127,45 @@ STAGES: dict[str, Callable[..., Summary]] = {
 
 
 def run_stage(run: Run, lab: Lab, folder: RunFolder) -> Summary:
-    """Train as `run` says; writes config, metrics, roles and summary into `folder`."""
+    """Train as `run` says; writes config, metrics, roles and summary into `folder`. Goes on from its checkpoint."""
     folder.write_yaml("config.yaml", {"kind": run.kind, **run.model_dump(mode="json")})
     lab.model.recompute_activations(run.recompute)
+    torch.manual_seed(run.seed)  # dropout draws from the global generator
+    folder.discard("roles")  # saved by a process that was killed before its summary
     try:
         summary = STAGES[run.kind](run, lab, folder)
     finally:
         lab.drop_roles()
     folder.write_json("summary.json", summary)
+    checkpoints(run, folder).drop()
     return summary
 
 
-def follow(loop: Iterator[Step], lab: Lab, folder: RunFolder, label: str, total: int, *, show: Sequence[str]) -> int:
-    """Write every step of a loop down as it happens. Returns the tokens it trained on."""
-    tokens = 0
-    with lab.progress.track(label, total) as bar:
+def checkpoints(run: Run, folder: RunFolder, *roles: str) -> Checkpoints:
+    """Those of a run whose `roles` change from step to step."""
+    return Checkpoints(folder.path / "checkpoints", every=run.checkpoint_every, roles=roles)
+
+
+def go_on(kept: Checkpoints, lab: Lab, folder: RunFolder) -> Saved | None:
+    """Put the model back to the last checkpoint, if there is one, and the logs with it."""
+    saved = kept.restore(lab.model)
+    done = saved.step if saved else 0
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        folder.cut(name, lambda row: row["step"] <= done)
+    if saved:
+        lab.progress.say(f"Going on after step {done}.")
+    return saved
+
+
+def follow(loop: Iterator[Step], lab: Lab, folder: RunFolder, kept: Checkpoints, label: str, total: int, *,
+           show: Sequence[str]) -> int:
+    """Write every step of a loop down as it happens. Returns the tokens it trained on, earlier parts included."""
+    before = folder.rows("metrics.jsonl")
+    tokens = sum(int(row.get("tokens") or 0) for row in before)
+    with lab.progress.track(label, total, done=len(before)) as bar:
         for step in loop:
             folder.append("metrics.jsonl", {"step": step.number, "seconds": round(step.seconds, 3), **step.metrics})
+            kept.keep(step.number, step.state, lab.model)
             tokens += int(step.metrics.get("tokens") or 0)
             bar.advance(1, **{name: step.metrics.get(name) for name in show})
     return tokens
@@ -186,11 +215,11 @@ def reward_quality(train: Sequence[PreferencePair], held_out: Sequence[Preferenc
     return quality
 
 
-def observer(task: Scenario | None, folder: RunFolder) -> Observer:
+def observer(task: Scenario | None, folder: RunFolder, *, done: int = 0) -> Observer:
     """Gold and words of each rollout for the log, and a few of its answers for `samples.jsonl`. The loop learns nothing
-    from it.
+    from it. `done`: rollouts before the first it sees.
     """
-    step = 0
+    step = done
 
     def observe(rollouts: Sequence[Rollout], scores: Sequence[Score]) -> dict[str, float | None]:
         nonlocal step

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from rlhflab.analysis.report import write_report
-from rlhflab.config import Run
+from rlhflab.config import Run, read_run
+from rlhflab.errors import RunError
 from rlhflab.progress import Progress
 from rlhflab.runs.folder import Record, RunFolder
 from rlhflab.runs.lab import Lab
@@ -14,14 +15,40 @@ def run_training(run: Run, *, out: Path | None, progress: Progress) -> Path:
     """Train as `run` says, into a new folder, which is returned."""
     if out is not None and out.exists():
         RunFolder.create(out)  # refuses before the model is loaded
-    progress.say(f"Loading {run.model} ...")
-    lab = Lab.load(run.model, dtype=run.dtype, device=run.device, progress=progress)
+    lab = _load(run, progress)
     folder = RunFolder.create(out) if out is not None else RunFolder.named(run.kind)
+    return _train(run, lab, folder)
+
+
+def resume_training(path: Path, *, progress: Progress) -> Path:
+    """Go on with a stopped run from its last checkpoint, or from its start where it has none."""
+    folder = RunFolder(path)
+    if not folder.has("config.yaml") or not folder.has("record.json"):
+        raise RunError(f"{path}: is not the folder of a run")
+    if folder.has("summary.json"):
+        raise RunError(f"{path}: this run is finished; there is nothing to go on with")
+    run = read_run(None, path / "config.yaml")
+    lab = _load(run, progress)
+    stored = folder.read_json("record.json")["base"]["digest"]
+    if stored != lab.model.base.digest:
+        raise RunError(f"{path}: was started on base weights {stored[:12]}, but {run.model} now has "
+                       f"{lab.model.base.digest[:12]}; a run goes on with the weights it began with")
+    return _train(run, lab, folder)
+
+
+def _load(run: Run, progress: Progress) -> Lab:
+    progress.say(f"Loading {run.model} ...")
+    return Lab.load(run.model, dtype=run.dtype, device=run.device, progress=progress)
+
+
+def _train(run: Run, lab: Lab, folder: RunFolder) -> Path:
     record = Record(folder, run.kind, base={"name": lab.model.base.name, "digest": lab.model.base.digest})
     try:
         run_stage(run, lab, folder)
     except BaseException:
         record.close("stopped")
+        if (folder.path / "checkpoints").is_dir():
+            lab.progress.say(f"Stopped. To go on from the last checkpoint: rlhflab train --resume {folder.path}")
         raise
     record.close("finished")
     write_report(folder.path)

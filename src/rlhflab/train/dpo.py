@@ -15,11 +15,11 @@ from rlhflab.model.shared import SharedModel
 from rlhflab.rollout.probe import Probe, fresh_sample_kl
 from rlhflab.rollout.scoring import tree_logprobs
 from rlhflab.train.guards import refuse_wrong_reference
-from rlhflab.train.state import Schedule, Step, TrainState
+from rlhflab.train.state import Saved, Schedule, Step, TrainState
 
 
 def train_dpo(run: DpoRun, model: SharedModel, preferences: Sequence[PreferenceTree], *, reference: str | None,
-              probe: Probe | None = None, role: str = "policy") -> Iterator[Step]:
+              probe: Probe | None = None, role: str = "policy", saved: Saved | None = None) -> Iterator[Step]:
     """Yields after every optimizer step, which is on all pairs of `batch` prompts; the loss is their mean.
 
     `reference` is the frozen role the policy started as a copy of, None for the base. Its log-probs depend on the
@@ -28,9 +28,9 @@ def train_dpo(run: DpoRun, model: SharedModel, preferences: Sequence[PreferenceT
     loss_of: PreferenceLoss = preference_loss.bind(run.loss.name, run.loss.options, where="loss")
     schedule = Schedule.of(run, len(preferences))
     state = TrainState(run.optimizer, [(model.parameters(role), run.optimizer.learning_rate)],
-                       total=len(schedule))
+                       total=len(schedule), saved=saved)
     stored = tree_logprobs(model, [each.tree for each in preferences], role=reference, micro_tokens=run.micro_tokens)
-    for indices in schedule.order(run.seed):
+    for indices in schedule.order(run.seed, done=state.done):
         step = [preferences[i] for i in indices]
         pairs = sum(len(each.chosen) for each in step)
         for part in micro_batches([len(each.tree) for each in step], run.micro_tokens):

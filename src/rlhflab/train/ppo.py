@@ -22,7 +22,7 @@ from rlhflab.rollout.rewards import Reward
 from rlhflab.rollout.sampling import rollout_trees, sample
 from rlhflab.rollout.scoring import read_trees, tree_logprobs
 from rlhflab.train.guards import engine_gap, refuse_engine_gap, refuse_wrong_reference
-from rlhflab.train.state import Schedule, Step, TrainState
+from rlhflab.train.state import Saved, Schedule, Step, TrainState
 
 Observer = Callable[[Sequence[Rollout], Sequence[Score]], dict[str, float | None]]
 """Looks at a rollout's answers and their scores; what it returns is logged with the step."""
@@ -32,16 +32,16 @@ MOST_UNSCORED = 0.1
 
 def train_ppo(run: PpoRun, model: SharedModel, prompts: Sequence[Prompt], *, chat: ChatFormat, reward: Reward,
               reference: str | None, observe: Observer = lambda rollouts, scores: {}, role: str = "policy",
-              value_role: str = "value") -> Iterator[Step]:
+              value_role: str = "value", saved: Saved | None = None) -> Iterator[Step]:
     """Yields after every rollout and its optimizer steps. `reference` is None where the policy began as the base."""
     assert run.steps is not None
     per_rollout = run.epochs * run.minibatches
     state = TrainState(run.optimizer, [(model.parameters(role), run.optimizer.learning_rate),
                                        (model.parameters(value_role), run.optimizer.learning_rate),
                                        (model.head_parameters(value_role), run.value_learning_rate)],
-                       total=run.steps * per_rollout, may_have_nothing_to_learn=True)
+                       total=run.steps * per_rollout, may_have_nothing_to_learn=True, saved=saved)
     schedule = Schedule(items=len(prompts), batch=run.batch, epochs=run.steps, steps=run.steps)
-    for number, indices in enumerate(schedule.order(run.seed)):
+    for number, indices in enumerate(schedule.order(run.seed, done=state.done), start=state.done):
         rollouts = sample(model, chat, [prompts[i] for i in indices], role=role, samples=run.samples,
                           max_new_tokens=run.max_new_tokens, temperature=run.temperature,
                           seed=run.seed * 1_000_003 + number)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from rlhflab.config import SftRun
 from rlhflab.core.batch import Tree, micro_batches, pack
 from rlhflab.model.shared import SharedModel
-from rlhflab.train.state import Schedule, Step, TrainState
+from rlhflab.train.state import Saved, Schedule, Step, TrainState
 
 
 def scored_tokens(tree: Tree) -> int:
@@ -14,12 +14,12 @@ def scored_tokens(tree: Tree) -> int:
 
 
 def train_sft(run: SftRun, model: SharedModel, demonstrations: Sequence[Tree], *,
-              role: str = "policy") -> Iterator[Step]:
+              role: str = "policy", saved: Saved | None = None) -> Iterator[Step]:
     """Yields after every optimizer step. The loss is the mean over the step's scored tokens, nats a token."""
     schedule = Schedule.of(run, len(demonstrations))
     state = TrainState(run.optimizer, [(model.parameters(role), run.optimizer.learning_rate)],
-                       total=len(schedule))
-    for indices in schedule.order(run.seed):
+                       total=len(schedule), saved=saved)
+    for indices in schedule.order(run.seed, done=state.done):
         step = [demonstrations[i] for i in indices]
         tokens = sum(scored_tokens(tree) for tree in step)
         for part in micro_batches([len(tree) for tree in step], run.micro_tokens):

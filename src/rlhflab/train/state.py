@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,33 @@ class Step(NamedTuple):
     metrics: dict[str, float | None]
     """None where nothing could be measured."""
     seconds: float
+    state: "TrainState"
+    """As it is after the step, for a checkpoint."""
+
+
+class Carried(Protocol):
+    """Something small that changes from step to step, such as a controller or a running mean."""
+
+    def state_dict(self) -> dict[str, float]:
+        """What it holds, by name."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Put back what `state_dict` returned."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """What a loop needs beside the weights to go on where it was."""
+
+    step: int
+    """Steps of the loop that are done."""
+    number: int
+    """Optimizer steps taken."""
+    tensors: Mapping[str, Tensor]
+    """Optimizer moments and random states."""
+    carried: Mapping[str, Mapping[str, float]]
 
 
 class Meter:
@@ -68,9 +95,9 @@ class Schedule:
         whole = self.epochs * math.ceil(self.items / self.batch)
         return whole if self.steps is None else min(self.steps, whole)
 
-    def order(self, seed: int) -> Iterator[list[int]]:
-        """Item numbers of each step."""
-        yield from islice(self._epochs(seed), len(self))
+    def order(self, seed: int, *, done: int = 0) -> Iterator[list[int]]:
+        """Item numbers of each step, without the first `done` steps."""
+        yield from islice(self._epochs(seed), done, len(self))
 
     def _epochs(self, seed: int) -> Iterator[list[int]]:
         for epoch in range(self.epochs):
@@ -95,8 +122,8 @@ class TrainState:
     """Owns the optimizer, the schedule and the meter of one trained role or more."""
 
     def __init__(self, settings: Optimizer, groups: Sequence[tuple[list[nn.Parameter], float]], *, total: int,
-                 may_have_nothing_to_learn: bool = False) -> None:
-        """`groups`: parameters with their learning rate. Each group is clipped by itself.
+                 may_have_nothing_to_learn: bool = False, saved: Saved | None = None) -> None:
+        """`groups`: parameters with their learning rate. Each group is clipped by itself. `saved`: go on from there.
 
         The first group has to move at the first step, or, where it `may_have_nothing_to_learn` (all answers of a
         rollout equally good), at the first step with a gradient.
@@ -112,7 +139,38 @@ class TrainState:
         self._optimizer = torch.optim.AdamW(
             [{"params": parameters, "lr": rate, "peak": rate} for parameters, rate in self._groups],
             betas=(settings.beta1, settings.beta2), eps=settings.epsilon, weight_decay=settings.weight_decay)
+        self._carried: dict[str, Carried] = {}
+        self._saved = saved
+        self.done = 0 if saved is None else saved.step
+        """Steps of the loop that were done when this state was made."""
+        if saved is not None:
+            self._restore(saved)
         self._started = time.perf_counter()
+
+    def carry(self, name: str, what: Carried) -> None:
+        """Keep `what` in checkpoints too; it is put back at once where there is a checkpoint."""
+        self._carried[name] = what
+        if self._saved is not None:
+            what.load_state_dict(self._saved.carried[name])
+
+    def capture(self, step: int) -> Saved:
+        """All but the weights, after step number `step` of the loop. Moments are the optimizer's own tensors."""
+        moments = {f"optimizer.{i}.{name}": value for i, values in self._optimizer.state_dict()["state"].items()
+                   for name, value in values.items()}
+        return Saved(step=step, number=self.number, tensors={**moments, **random_state()},
+                     carried={name: what.state_dict() for name, what in self._carried.items()})
+
+    def _restore(self, saved: Saved) -> None:
+        moments: defaultdict[int, dict[str, Tensor]] = defaultdict(dict)
+        for key, value in saved.tensors.items():
+            kind, _, rest = key.partition(".")
+            if kind == "optimizer":
+                number, _, name = rest.partition(".")
+                moments[int(number)][name] = value
+        content: dict[str, Any] = self._optimizer.state_dict()
+        self._optimizer.load_state_dict({**content, "state": dict(moments)})
+        set_random_state(saved.tensors)
+        self.number, self._seen_to_move = saved.number, True
 
     def note(self, metrics: Mapping[str, Tensor]) -> None:
         """Metrics of one forward pass."""
@@ -137,7 +195,7 @@ class TrainState:
         """The numbers noted since the last call."""
         now = time.perf_counter()
         seconds, self._started = now - self._started, now
-        return Step(self.number, {**self.meter.read(), **(extra or {})}, seconds)
+        return Step(self.number, {**self.meter.read(), **(extra or {})}, seconds, self)
 
     def _refuse_standstill(self, before: list[Tensor], norm: float) -> None:
         if norm == 0 and self._may_have_nothing_to_learn:
@@ -151,3 +209,18 @@ class TrainState:
             raise RunError(f"no adapter weight moved in the first step (gradient norm {norm:g}, learning rate "
                            f"{rate:g}); nothing would be learnt: check that the data "
                            "has scored tokens and the role is trainable")
+
+
+def random_state() -> dict[str, Tensor]:
+    """State of the global random generators, which draw dropout; sampling and data order have seeds of their own."""
+    state = {"random.cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["random.cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state: Mapping[str, Tensor]) -> None:
+    """Put back what `random_state` returned."""
+    torch.set_rng_state(state["random.cpu"])
+    if "random.cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["random.cuda"])

@@ -1,0 +1,137 @@
+"""A run that is killed goes on from its last checkpoint and ends with the same bits."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlhflab.cli import main
+from rlhflab.model.shared import SharedModel
+from rlhflab.runs.recipes import recipe
+from rlhflab.train.checkpoint import Checkpoints
+
+SMALL = ["--model", "tiny-llama", "--dtype", "float32", "--batch", "4", "--checkpoint_every", "2"]
+PAIRS = [{"prompt": f"Say {word}.", "chosen": word, "rejected": f"No {word}, sorry."} for word in
+         ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")]
+
+
+def command(kind: str, folder: Path, out: Path) -> list[str]:
+    data = folder / "mine.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
+    more = {"dpo": ["--epochs", "3", "--lora.dropout", "0.1", "--probe_prompts", "2", "--probe_tokens", "4"],
+            "reward": ["--epochs", "3"],
+            "ppo": ["--steps", "9", "--samples", "2", "--max_new_tokens", "4", "--epochs", "2", "--minibatches", "2",
+                    "--reward", '[{"name": "words", "most": 2}]']}[kind]
+    return ["train", kind, str(recipe(kind)), *SMALL, "--data", str(data), *more, "--out", str(out)]
+
+
+def outcome(run: Path) -> dict[str, Any]:
+    """Every trained byte and every number but the clock's."""
+    weights = {str(path.relative_to(run)): path.read_bytes() for path in sorted(run.glob("roles/*/*"))}
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    samples = run / "samples.jsonl"
+    return {"weights": weights, "summary": json.loads((run / "summary.json").read_text()),
+            "metrics": [{k: v for k, v in row.items() if k != "seconds"} for row in metrics],
+            "samples": samples.read_text() if samples.exists() else None}
+
+
+def kill_after(arguments: list[str], run: Path, *, steps: int) -> None:
+    """Start the command in a process of its own and kill it when it has written `steps` steps down."""
+    process = subprocess.Popen([sys.executable, "-m", "rlhflab", *arguments], stderr=subprocess.DEVNULL,
+                               stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 120
+    metrics = run / "metrics.jsonl"
+    while process.poll() is None and time.monotonic() < deadline:
+        if metrics.exists() and metrics.read_bytes().count(b"\n") >= steps:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.002)
+    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("dpo", 1), ("dpo", 5), ("reward", 3), ("ppo", 4)])
+def test_a_killed_run_goes_on_to_the_same_bits(kind: str, steps: int, tmp_path: Path,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert subprocess.run([sys.executable, "-m", "rlhflab", *command(kind, tmp_path, whole)]).returncode == 0
+    kill_after(command(kind, tmp_path, killed), killed, steps=steps)
+    assert subprocess.run([sys.executable, "-m", "rlhflab", "train", "--resume", str(killed)]).returncode == 0
+    assert outcome(killed) == outcome(whole)
+
+
+def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep = Checkpoints.keep
+
+    def stopping(self: Checkpoints, number: int, *rest: Any) -> None:
+        keep(self, number, *rest)
+        if number == step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoints, "keep", stopping)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                        capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    save = SharedModel.save_role
+
+    def full_at_the_second(self: SharedModel, role: str, folder: Path) -> None:
+        if (run / "checkpoints" / "step-2").exists():
+            raise OSError(28, "No space left on device")
+        save(self, role, folder)
+
+    monkeypatch.setattr(SharedModel, "save_role", full_at_the_second)
+    assert main(command("dpo", tmp_path, run)) == 2
+    error = capsys.readouterr().err
+    assert "No space left on device" in error and "the one before is whole" in error
+    assert f"rlhflab train --resume {run}" in error
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-2"]
+    monkeypatch.setattr(SharedModel, "save_role", save)
+    assert main(["train", "--resume", str(run)]) == 0
+    assert main(command("dpo", tmp_path, tmp_path / "whole")) == 0
+    assert outcome(run) == outcome(tmp_path / "whole")
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_at(1, patch)
+        assert main(command("dpo", tmp_path, run)) == 130
+    (run / "metrics.jsonl").open("a").write('{"step": 2, "lo')  # cut off in the middle of a line
+    assert main(["train", "--resume", str(run)]) == 0
+    assert main(command("dpo", tmp_path, tmp_path / "whole")) == 0
+    assert outcome(run) == outcome(tmp_path / "whole")
+
+
+def test_an_unfinished_checkpoint_is_not_taken_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_at(3, patch)
+        assert main(command("dpo", tmp_path, run)) == 130
+    shutil.copytree(run / "checkpoints" / "step-2", run / "checkpoints" / ".unfinished")
+    (run / "checkpoints" / ".unfinished" / "state.json").write_text("{")
+    assert main(["train", "--resume", str(run)]) == 0
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), [
+    ([], "is not the folder of a run"),
+    (["--out", "x"], "nothing else can be given with it"),
+])
+def test_what_cannot_go_on_is_one_sentence(arguments: list[str], sentence: str, tmp_path: Path,
+                                           capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--resume", str(tmp_path), *arguments]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_finished_run_has_nothing_to_go_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command("dpo", tmp_path, tmp_path / "run"), "--steps", "1"]) == 0
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 2
+    assert "this run is finished" in capsys.readouterr().err
