@@ -40,7 +40,7 @@ class Size:
 
     evaluation_prompts: int = 128
     evaluation_samples: int = 2
-    comparison_prompts: int = 256
+    comparison_prompts: int = 512
     overrides: tuple[str, ...] = ()
     """Flags put behind each recipe."""
 
