@@ -90,10 +90,11 @@ def test_an_unknown_key_is_named_with_the_known_ones(capsys, run_file):
 
 def test_a_flag_changes_one_key_and_keeps_its_neighbours(capsys, run_file, stand_in):
     stand_in("rlhflab.runs.estimate", describe_run=lambda run: run.model_dump())
-    flags = ["--loss.label_noise", "0.1", "--dry-run", "--batch=8", "--optimizer.learning-rate", "1e-5", "--json"]
+    flags = ["--loss.name", "cdpo", "--loss.label_noise", "0.1", "--dry-run",
+             "--batch=8", "--optimizer.learning-rate", "1e-5", "--json"]
     assert main(["train", "dpo", str(run_file), *flags]) == 0
     run = json.loads(capsys.readouterr().out)
-    assert run["loss"] == {"name": "dpo", "beta": 0.3, "label_noise": 0.1}
+    assert run["loss"] == {"name": "cdpo", "beta": 0.3, "label_noise": 0.1}
     assert (run["batch"], run["optimizer"]["learning_rate"]) == (8, 1e-5)
 
 
