@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from rlhflab.model.load import model_folder
-from rlhflab.model.shared import ADAPTER, SharedModel
+from rlhflab.model.shared import ADAPTER, HEAD, SharedModel
 
 QUIET: dict[str, Any] = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "use_cpu": True, "bf16": False,
                          "gradient_checkpointing": False, "logging_steps": 1, "lr_scheduler_type": "linear",
@@ -27,6 +27,28 @@ def peft_model(model: SharedModel, role: str, folder: Path) -> Any:
     model.save_role(role, folder / role)
     base = AutoModelForCausalLM.from_pretrained(model_folder("tiny-llama")[0], dtype=torch.float32)
     return PeftModel.from_pretrained(base, folder / role, is_trainable=True)
+
+
+def scored_peft_model(model: SharedModel, role: str, folder: Path) -> Any:
+    """The base as a sequence classifier of one class, with `role` as its trainable adapter and score layer."""
+    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+    from transformers import AutoModelForSequenceClassification
+
+    model.save_role(role, folder / role)
+    base = AutoModelForSequenceClassification.from_pretrained(model_folder("tiny-llama")[0], dtype=torch.float32,
+                                                              num_labels=1)
+    config = LoraConfig.from_pretrained(folder / role)
+    config.task_type, config.inference_mode, config.modules_to_save = "SEQ_CLS", False, ["score"]
+    peft = get_peft_model(base, config)
+    set_peft_model_state_dict(peft, {**load_file(folder / role / ADAPTER), "base_model.model.score.weight": load_file(
+        folder / role / HEAD)["weight"]})
+    return peft
+
+
+def loss_curve(made: Any) -> list[float]:
+    """Train; the loss of every step."""
+    made.train()
+    return [row["loss"] for row in made.state.log_history if "loss" in row]
 
 
 def load_as(peft: Any, adapter: str, model: SharedModel, role: str, folder: Path) -> None:
