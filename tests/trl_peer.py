@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from rlhflab.model.load import model_folder
 from rlhflab.model.shared import ADAPTER, HEAD, SharedModel
 
-QUIET: dict[str, Any] = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "use_cpu": True, "bf16": False,
-                         "gradient_checkpointing": False, "logging_steps": 1, "lr_scheduler_type": "linear",
-                         "warmup_steps": 0, "weight_decay": 0.0, "num_train_epochs": 1, "seed": 0}
+QUIET: dict[str, Any] = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "use_cpu": True,
+                         "bf16": False, "gradient_checkpointing": False, "logging_steps": 1,
+                         "lr_scheduler_type": "linear", "warmup_steps": 0, "weight_decay": 0.0,
+                         "num_train_epochs": 1, "seed": 0}
 
 
 def peft_model(model: SharedModel, role: str, folder: Path) -> Any:

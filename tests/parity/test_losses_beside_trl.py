@@ -225,8 +225,8 @@ def kto_ours(model: SharedModel, thumbs: list[Thumb]) -> tuple[float, float, dic
     trees = [thumb_tree(chat, group) for group in group_by_prompt(thumbs)]
     kl = mismatched_kl(run, model, [each.tree for each in trees], role="policy", reference="reference")
     batch = pack([each.tree for each in trees])
-    answers = answer_logprobs(model.logprobs(batch, "policy").logprob, model.logprobs(batch, "reference").logprob.detach(),
-                              batch.owner, batch.answers)
+    policy, reference = (model.logprobs(batch, role).logprob for role in ("policy", "reference"))
+    answers = answer_logprobs(policy, reference.detach(), batch.owner, batch.answers)
     judged, good = thumb_index(trees)
     loss = objective(run).loss_of(answers.of(judged), good, torch.tensor(kl)).each.mean()
     return kl, loss.item(), taken(model, loss)
@@ -251,5 +251,5 @@ def test_trl_takes_the_kl_of_each_micro_batch(kto: Peer) -> None:
 
 
 def test_trl_cannot_move_the_reference_of_a_lora_run(tmp_path: Path) -> None:
-    with pytest.raises(Exception, match="sync_ref_model|PEFT|peft"):
+    with pytest.raises(Exception, match=r"sync_ref_model|PEFT|peft"):
         peer_of("DPO", pair_rows(TEXTS), tmp_path, sync_ref_model=True)

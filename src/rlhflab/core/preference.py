@@ -1,8 +1,8 @@
 """Preference losses as pure functions: one value a pair, or a thumb. No model and no loop, which divides once a step.
 
 Axes: p pairs (or answers of one side), s scored tokens. Log-probs are sums over an answer's scored tokens, in nats.
-D = log policy - log reference of an answer, c the chosen and r the rejected one of a pair, h = D_c - D_r. The first line
-of each loss is its formula. `admits` names the keys of a DPO run that go with a loss; docs/methods says why.
+D = log policy - log reference of an answer, c the chosen and r the rejected one of a pair, h = D_c - D_r. The first
+line of each loss is its formula. `admits` names the keys of a DPO run that go with a loss; docs/methods says why.
 """
 
 from collections.abc import Callable
@@ -316,7 +316,7 @@ def kto_loss(answers: AnswerLogprobs, good: Bool[Tensor, " p"], baseline: Float[
     """Weight x (1 - sigmoid(beta (D - z))) of a good, weight x (1 - sigmoid(beta (z - D))) of a bad answer, z = KL.
 
     weight = desirable_weight or undesirable_weight. `baseline` is z, the KL to the reference, at least 0, estimated on
-    answers to other prompts (`rlhflab.train.thumbs.mismatched_kl`). The paper wants weight x count about equal for both.
+    answers to other prompts (`rlhflab.train.thumbs.mismatched_kl`). The paper wants about equal weight x count.
     """
     away = torch.where(good, answers.logratio - baseline, baseline - answers.logratio)
     weight = torch.where(good, desirable_weight, undesirable_weight)
