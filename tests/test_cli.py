@@ -1,7 +1,6 @@
 """The command line: quick help, exit codes, one sentence for each mistake, clean JSON on stdout."""
 
 import errno
-import importlib.util
 import json
 import subprocess
 import sys
@@ -12,8 +11,6 @@ import pytest
 
 from rlhflab.cli import main
 from rlhflab.errors import ModelError
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -167,10 +164,3 @@ def test_list_shows_every_name_that_it_takes(capsys):
     assert main(["list", "--json"]) == 0
     for row in json.loads(capsys.readouterr().out):
         assert main(["list", row["name"]]) == 0 and capsys.readouterr().out.strip()
-
-
-def test_the_page_of_the_command_line_is_what_help_says():
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs/generate.py")
-    generate = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(generate)
-    assert generate.PAGE.read_text(encoding="utf-8") == generate.cli_page(), "run: make docs"

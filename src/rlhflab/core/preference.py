@@ -313,7 +313,7 @@ def _of_thumbs(each: Tensor, answers: AnswerLogprobs, good: Tensor, baseline: Te
                  source="Ethayarajh et al. 2024, arXiv:2402.01306 eq. 7")
 def kto_loss(answers: AnswerLogprobs, good: Bool[Tensor, " p"], baseline: Float[Tensor, ""], *, beta: Positive = 0.1,
              desirable_weight: NotNegative = 1.0, undesirable_weight: NotNegative = 1.0) -> Loss:
-    """Weight x (1 - sigmoid(beta (D - z))) of a good, weight x (1 - sigmoid(beta (z - D))) of a bad answer, z = KL.
+    """(1 - sigmoid(beta (D - z))) x weight of a good, (1 - sigmoid(beta (z - D))) x weight of a bad answer, z = KL.
 
     weight = desirable_weight or undesirable_weight. `baseline` is z, the KL to the reference, at least 0, estimated on
     answers to other prompts (`rlhflab.train.thumbs.mismatched_kl`). The paper wants about equal weight x count.
@@ -326,7 +326,7 @@ def kto_loss(answers: AnswerLogprobs, good: Bool[Tensor, " p"], baseline: Float[
 @preference_loss("bco", needs=("labels", "reference", "running shift"), source="Jung et al. 2024, arXiv:2404.04656")
 def bco_loss(answers: AnswerLogprobs, good: Bool[Tensor, " p"], baseline: Float[Tensor, ""], *, beta: Positive = 0.1,
              desirable_weight: NotNegative = 1.0, undesirable_weight: NotNegative = 1.0) -> Loss:
-    """-weight x log sigmoid(beta (D - d)) of a good, -weight x log sigmoid(-beta (D - d)) of a bad answer, d = shift.
+    """-log sigmoid(beta (D - d)) x weight of a good, -log sigmoid(beta (d - D)) x weight of a bad answer, d = shift.
 
     weight = desirable_weight or undesirable_weight. `baseline` is d, half way between the mean log-ratios of good and
     of bad answers (`rlhflab.train.thumbs.RunningShift`); beta d is the paper's reward shift.
