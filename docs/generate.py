@@ -1,22 +1,35 @@
-"""Writes docs/cli.md from the help of every command, so that the page cannot say what the command does not.
+"""Writes what the pages of docs take from the code, so that no page can say what the code does not.
 
-`python docs/generate.py` writes; with `--check` it only compares, and exits with 1 where the page is out of date.
+docs/cli.md is the help of every command. In docs/methods a page is written by hand but for what stands between
+`<!-- generated: NAME -->` and `<!-- end -->`. `python docs/generate.py` writes; with `--check` it only compares, and
+exits with 1 where a page is out of date.
 """
 
 import io
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from rlhflab.cli import app
 from rlhflab.commands import COMMANDS
+from rlhflab.listing import listing
 
-PAGE = Path(__file__).parent / "cli.md"
+DOCS = Path(__file__).parent
 HEAD = """# The command line
 
 Generated from `--help` by `make docs`; change the docstrings in `src/rlhflab/commands.py`.
 """
+GENERATED = re.compile(r"(<!-- generated: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def pages() -> dict[Path, str]:
+    """Every generated page as it has to be."""
+    methods = {path: method_page(path.read_text(encoding="utf-8")) for path in sorted(DOCS.glob("methods/*.md"))}
+    return {DOCS / "cli.md": cli_page(), **methods}
 
 
 def cli_page() -> str:
@@ -31,10 +44,35 @@ def _section(command: list[str]) -> str:
     return f"## {' '.join(['rlhflab', *command])}\n\n```text\n{lines}\n```\n"
 
 
+def method_page(text: str) -> str:
+    """The page with its generated parts made again."""
+    return GENERATED.sub(lambda found: found[1] + PARTS[found[2]]() + found[3], text)
+
+
+def losses() -> str:
+    """The catalogue of losses as a table."""
+    rows = [(f"`{row['name']}`", f"`{row['summary'].rstrip('.')}`", _options(row["options"]), ", ".join(row["needs"]),
+             ", ".join(row["admits"]) or "-", row["source"]) for row in listing("losses")]
+    return _table(("loss", "formula", "options", "needs", "admits", "source"), rows)
+
+
+def _options(options: dict[str, dict[str, Any]]) -> str:
+    return "<br>".join(f"`{name}` {option['default']:g}" + (f" ({option['range']})" if option["range"] else "")
+                       for name, option in options.items())
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    return "".join(f"| {' | '.join(row)} |\n" for row in (head, ("---",) * len(head), *rows))
+
+
+PARTS: dict[str, Callable[[], str]] = {"losses": losses}
+
+
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--check"]:
-        if PAGE.read_text(encoding="utf-8") != cli_page():
-            sys.exit(f"{PAGE} is out of date; run: make docs")
-    else:
-        PAGE.write_text(cli_page(), encoding="utf-8")
-        print(f"Wrote {PAGE}")
+    stale = {path: text for path, text in pages().items()
+             if not path.exists() or path.read_text(encoding="utf-8") != text}
+    if sys.argv[1:] == ["--check"] and stale:
+        sys.exit(f"{', '.join(map(str, stale))}: out of date; run: make docs")
+    for path, text in stale.items():
+        path.write_text(text, encoding="utf-8")
+        print(f"Wrote {path}")

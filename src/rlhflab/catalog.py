@@ -30,6 +30,8 @@ class Entry(Generic[F]):
     """What has to be there for it: `reference`, `pairs`, `labels`, a package ..."""
     source: str
     """Paper and equation, or code, it follows."""
+    admits: tuple[str, ...] = ()
+    """Keys of a run beside its own options that go with it."""
 
     @property
     def summary(self) -> str:
@@ -49,13 +51,15 @@ class Catalog(Generic[F]):
         self.kind = kind
         self._entries: dict[str, Entry[F]] = {}
 
-    def __call__(self, name: str, *, needs: tuple[str, ...] = (), source: str = "") -> Callable[[F], F]:
+    def __call__(self, name: str, *, needs: tuple[str, ...] = (), source: str = "",
+                 admits: tuple[str, ...] = ()) -> Callable[[F], F]:
         """Decorator: `@preference_loss("dpo", needs=("pairs", "reference"), source="arXiv:2305.18290 eq. 7")`."""
 
         def join(function: F) -> F:
             if name in self._entries:
                 raise ValueError(f"{self.kind} {name!r} is registered twice")
-            self._entries[name] = Entry(name=name, function=function, needs=needs, source=source)
+            self._entries[name] = Entry(name=name, function=function, needs=needs, source=source,
+                                        admits=admits)
             return function
 
         return join

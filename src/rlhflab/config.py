@@ -120,17 +120,39 @@ class RewardRun(Run):
     head_learning_rate: float = Field(3e-3, ge=0)
 
 
+class MovingReference(Settings):
+    """The reference follows the policy (TR-DPO, arXiv:2404.09656 eq. 1): new = mix x policy + (1 - mix) x reference."""
+
+    mix: float = Field(0.6, gt=0, le=1)
+    every: int = Field(512, ge=1)
+    """Optimizer steps between two moves."""
+
+
 class DpoRun(Run):
-    """Direct preference optimisation; the loss is a name of the catalogue."""
+    """Learning from preferences without a reward model: DPO and its relatives; the loss is a name of the catalogue."""
 
     kind: ClassVar[str] = "dpo"
     loss: Choice = Choice(name="dpo")
+    length: Literal["sum", "mean"] = "sum"
+    """What the loss reads of an answer: the sum of its tokens' log-probs, or their mean (then beta is 2 to 10)."""
+    ld_alpha: float | None = Field(None, ge=0, le=1)
+    """Weight of the tokens beyond the length of the pair's shorter answer (LD-DPO, arXiv:2409.06411); none for 1."""
+    nll_weight: float = Field(0.0, ge=0)
+    """Weight of the chosen answer's negative log-likelihood, nats a token (arXiv:2404.19733: 1, 2405.16436: .005)."""
+    reference_ema: MovingReference | None = None
+    """Move the reference towards the policy as training goes on; none keeps it where the policy started."""
     probe_prompts: int = Field(16, ge=0)
     """Prompts on which fresh samples measure the KL to the reference; 0 for none."""
     probe_every: int = Field(10, ge=1)
     """Optimizer steps between two such measurements."""
     probe_tokens: int = Field(48, ge=1)
     """Longest answer of the probe, tokens."""
+
+    @model_validator(mode="after")
+    def _correct_for_length_once(self) -> "DpoRun":
+        if self.length == "mean" and self.ld_alpha is not None:
+            raise ValueError("length: mean and ld_alpha both correct for length; give one of them")
+        return self
 
 
 class EndRule(Settings):

@@ -13,7 +13,7 @@ from rlhflab.errors import ConfigError
 from rlhflab.scenarios import names, scenario
 
 CATALOGUES: Mapping[str, str | None] = {
-    "losses": "rlhflab.core.losses:preference_loss",
+    "losses": "rlhflab.core.preference:preference_loss",
     "rewards": "rlhflab.rollout.rewards:reward_source",
     "detectors": None,
     "formats": None,
@@ -47,7 +47,7 @@ def listing(name: str) -> list[dict[str, Any]]:
     where = CATALOGUES[name]
     return [] if where is None else [
         {"name": entry.name, "options": {key: _option(field) for key, field in entry.fields.items()},
-         "needs": list(entry.needs), "source": entry.source, "summary": entry.summary}
+         "needs": list(entry.needs), "admits": list(entry.admits), "source": entry.source, "summary": entry.summary}
         for entry in catalog_at(where).entries()]
 
 
@@ -108,6 +108,8 @@ def _type_words(annotation: Any) -> str:
         return f"list of {_type_words(get_args(annotation)[0])}"
     if isinstance(annotation, type) and issubclass(annotation, Choice):
         return "{name, options}"
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return "{" + ", ".join(annotation.model_fields) + "}"
     return "none" if annotation is type(None) else str(getattr(annotation, "__name__", annotation))
 
 

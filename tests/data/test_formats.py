@@ -13,9 +13,11 @@ from rlhflab.data.formats import (
     read_conversations,
     read_pairs,
     read_prompts,
+    read_thumbs,
+    thumb_row,
     write_jsonl,
 )
-from rlhflab.data.types import Conversation, Message, PreferencePair, Prompt
+from rlhflab.data.types import Conversation, Message, PreferencePair, Prompt, Thumb
 from rlhflab.errors import DataError
 
 SYSTEM, ASK, REPLY = (Message(role=role, content=text) for role, text in
@@ -53,6 +55,37 @@ def test_every_shape_of_a_pair_reads_the_same(tmp_path, row):
     assert read_pairs(file_of(tmp_path, row)) == [PreferencePair(prompt=prompt, chosen="4", rejected="5")]
 
 
+@pytest.mark.parametrize("row", [
+    {"prompt": "2+2?", "completion": "4", "label": True},
+    {"prompt": [ASK_ROW], "completion": [REPLY_ROW], "label": True},
+    {"prompt": "2+2?", "answer": [ASK_ROW, REPLY_ROW], "label": True},
+])
+def test_every_shape_of_a_thumb_reads_the_same(tmp_path, row):
+    prompt = Prompt(id="mine:1", messages=(ASK,))
+    assert read_thumbs(file_of(tmp_path, row)) == [Thumb(prompt=prompt, answer="4", good=True)]
+
+
+def test_a_pair_among_thumbs_is_two(tmp_path):
+    rows = read_thumbs(file_of(tmp_path, {"prompt": "2+2?", "answer": "vier", "label": False}, GOOD))
+    assert [(thumb.prompt.id, thumb.answer, thumb.good) for thumb in rows] == [
+        ("mine:1", "vier", False), ("mine:2", "4", True), ("mine:2", "5", False)]
+
+
+@pytest.mark.parametrize(("change", "sentence"), [
+    ({"label": None}, "'label' must be true (a good answer) or false, found nothing"),
+    ({"label": 1}, "'label' must be true (a good answer) or false, found a number"),
+    ({"completion": None}, "'completion' is missing; a thumb has 'prompt', 'label' and one of 'answer'"),
+    ({"answer": "4"}, "'completion' is missing"),
+    ({"completion": [ASK_ROW]}, "'completion' must end in a turn of the assistant"),
+    ({"completion": [WORSE_ROW, REPLY_ROW]}, "'completion' starts with other turns than 'prompt'"),
+    ({"prompt": None}, "'prompt' is missing"),
+])
+def test_a_wrong_thumb_is_named(tmp_path, change, sentence):
+    with pytest.raises(DataError) as error:
+        read_thumbs(file_of(tmp_path, {"prompt": "2+2?", "completion": "4", "label": True, **change}))
+    assert sentence in str(error.value) and "mine.jsonl:1: " in str(error.value)
+
+
 @pytest.mark.parametrize("row", [{"prompt": "2+2?"}, {"prompt": [ASK_ROW]}, {"messages": [ASK_ROW]}])
 def test_every_shape_of_a_prompt_reads_the_same(tmp_path, row):
     path = file_of(tmp_path, {**row, "id": 7, "facts": {"sum": 4}})
@@ -71,7 +104,8 @@ def test_rows_read_back_equal(tmp_path, name):
     conversation = Conversation(id="c", messages=(SYSTEM, ASK, REPLY))
     path = tmp_path / "new" / name
     for row, read, record in ((prompt_row, read_prompts, prompt), (pair_row, read_pairs, pair),
-                              (conversation_row, read_conversations, conversation)):
+                              (conversation_row, read_conversations, conversation),
+                              (thumb_row, read_thumbs, Thumb(prompt=prompt, answer="vier", good=False, source="ä"))):
         write_jsonl(path, [row(record)])
         assert read(path) == [record]
 

@@ -25,10 +25,14 @@ PAIRS = [{"prompt": f"Say {word}.", "chosen": word, "rejected": f"No {word}, sor
 def command(kind: str, folder: Path, out: Path) -> list[str]:
     data = folder / "mine.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
-    more = {"dpo": ["--epochs", "3", "--lora.dropout", "0.1", "--probe_prompts", "2", "--probe_tokens", "4"],
+    dpo = ["--epochs", "3", "--probe_prompts", "2", "--probe_tokens", "4"]
+    more = {"bco": [*dpo, "--loss.name", "bco"],
+            "ema": [*dpo, "--reference_ema.mix", "0.5", "--reference_ema.every", "3"],
+            "dpo": ["--epochs", "3", "--lora.dropout", "0.1", "--probe_prompts", "2", "--probe_tokens", "4"],
             "reward": ["--epochs", "3"],
             "ppo": ["--steps", "9", "--samples", "2", "--max_new_tokens", "4", "--epochs", "2", "--minibatches", "2",
                     "--reward", '[{"name": "words", "most": 2}]']}[kind]
+    kind = {"bco": "dpo", "ema": "dpo"}.get(kind, kind)
     return ["train", kind, str(recipe(kind)), *SMALL, "--data", str(data), *more, "--out", str(out)]
 
 
@@ -119,6 +123,19 @@ def test_an_unfinished_checkpoint_is_not_taken_for_one(tmp_path: Path, monkeypat
     shutil.copytree(run / "checkpoints" / "step-2", run / "checkpoints" / ".unfinished")
     (run / "checkpoints" / ".unfinished" / "state.json").write_text("{")
     assert main(["train", "--resume", str(run)]) == 0
+
+
+@pytest.mark.parametrize("kind", ["bco", "ema"])
+def test_a_running_shift_and_a_moved_reference_go_on(kind: str, tmp_path: Path,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_at(5, patch)
+        assert main(command(kind, tmp_path, run)) == 130
+    assert main(["train", "--resume", str(run)]) == 0
+    assert main(command(kind, tmp_path, tmp_path / "whole")) == 0
+    assert outcome(run) == outcome(tmp_path / "whole")
+    assert outcome(run)["metrics"][-1]["baseline" if kind == "bco" else "kl"] != 0
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), [

@@ -7,9 +7,10 @@ tokens, n answers. One row a prompt, rows padded on the right with branch -1.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 PROMPT, PAD = 0, -1
@@ -54,6 +55,17 @@ class PreferenceTree:
     """... and of the other one."""
     strength: tuple[float, ...]
     """How clear each preference is, in (0, 1]."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThumbTree:
+    """The answers to one prompt that were judged each on its own: each answer is stored once, however often."""
+
+    tree: Tree
+    judged: tuple[int, ...]
+    """Number within the tree of the answer of each thumb ..."""
+    good: tuple[bool, ...]
+    """... and whether it was found good."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,14 +131,21 @@ def pack(trees: Sequence[Tree]) -> Batch:
 
 def pair_index(trees: Sequence[PreferenceTree]) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"]]:
     """(chosen, rejected): the answer numbers of every pair, counted over the packed batch of `trees`."""
-    chosen: list[int] = []
-    rejected: list[int] = []
-    before = 0
-    for each in trees:
-        chosen += [before + number for number in each.chosen]
-        rejected += [before + number for number in each.rejected]
-        before += len(each.tree.answers)
-    return torch.tensor(chosen, dtype=torch.long), torch.tensor(rejected, dtype=torch.long)
+    answers = [each.tree for each in trees]
+    return _in_batch(answers, [each.chosen for each in trees]), _in_batch(answers, [each.rejected for each in trees])
+
+
+def thumb_index(trees: Sequence[ThumbTree]) -> tuple[Int[Tensor, " q"], Bool[Tensor, " q"]]:
+    """(judged, good): the answer number of every thumb, counted over the packed batch of `trees`, and its label."""
+    return (_in_batch([each.tree for each in trees], [each.judged for each in trees]),
+            torch.tensor([good for each in trees for good in each.good], dtype=torch.bool))
+
+
+def _in_batch(trees: Sequence[Tree], numbers: Sequence[tuple[int, ...]]) -> Int[Tensor, " q"]:
+    """Answer numbers within their trees, counted over the packed batch of all trees."""
+    before = accumulate((len(tree.answers) for tree in trees), initial=0)
+    return torch.tensor([first + number for first, each in zip(before, numbers, strict=False) for number in each],
+                        dtype=torch.long)
 
 
 def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:

@@ -74,3 +74,18 @@ def _logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
 def answer_sums(x: Float[Tensor, " s"], owner: Int[Tensor, " s"], n: int) -> Float[Tensor, " n"]:
     """Sum of a token quantity over each answer."""
     return torch.zeros(n, dtype=x.dtype, device=x.device).index_add(0, owner, x)
+
+
+def tail_weighted_sums(x: Float[Tensor, " s"], length: Int[Tensor, " n"], answers: Int[Tensor, " q"],
+                       shared: Int[Tensor, " q"], *, alpha: float) -> Float[Tensor, " q"]:
+    """Sum of a token quantity over each of `answers`, in which tokens behind the first `shared` ones weigh `alpha`.
+
+    `length`: scored tokens of each answer; answers lie one after the other in `x`. An answer may be asked for more than
+    once, with another `shared` each time.
+    """
+    own = length[answers]
+    side = torch.repeat_interleave(torch.arange(len(own), device=x.device), own)
+    place = torch.arange(len(side), device=x.device) - (own.cumsum(0) - own)[side]
+    token = (length.cumsum(0) - length)[answers][side] + place
+    weight = torch.where(place < shared[side], 1.0, alpha)
+    return torch.zeros(len(own), dtype=x.dtype, device=x.device).index_add(0, side, weight * x[token])

@@ -1,18 +1,14 @@
-"""Every loss as a pure function: one value an answer, pair or token, and metrics. The loop divides, once a step.
+"""Losses of scores, policies and values as pure functions: one value a pair or token, and metrics. The loop divides.
 
-Axes: p pairs, s scored tokens. Log-probs are sums over an answer's scored tokens, in nats.
+The losses that learn a policy from preferences are in `rlhflab.core.preference`. Axes: p pairs, s scored tokens.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
-
-from rlhflab.catalog import Catalog
 
 
 class Loss(NamedTuple):
@@ -20,79 +16,6 @@ class Loss(NamedTuple):
 
     each: Tensor
     metrics: dict[str, Tensor]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AnswerLogprobs:
-    """Log-probs of answers: of one side of the pairs, or of all answers of a batch."""
-
-    policy: Float[Tensor, " p"]
-    reference: Float[Tensor, " p"]
-    tokens: Float[Tensor, " p"]
-    """Scored tokens of each answer."""
-
-    def of(self, answers: Int[Tensor, " q"]) -> "AnswerLogprobs":
-        """Those of some answers, in the order asked for."""
-        return AnswerLogprobs(policy=self.policy[answers], reference=self.reference[answers],
-                              tokens=self.tokens[answers])
-
-    @property
-    def logratio(self) -> Float[Tensor, " p"]:
-        """Log policy - log reference, nats an answer."""
-        return self.policy - self.reference
-
-
-PreferenceLoss = Callable[[AnswerLogprobs, AnswerLogprobs], Loss]
-preference_loss: Catalog[Callable[..., Loss]] = Catalog("preference loss")
-
-
-def _with_metrics(each: Tensor, chosen: AnswerLogprobs, rejected: AnswerLogprobs, beta: float) -> Loss:
-    reward_chosen = (beta * chosen.logratio).detach()
-    reward_rejected = (beta * rejected.logratio).detach()
-    return Loss(each, {
-        "loss": each.detach(),
-        "reward_chosen": reward_chosen,
-        "reward_rejected": reward_rejected,
-        "margin": reward_chosen - reward_rejected,
-        "accuracy": (reward_chosen > reward_rejected).float(),
-        "chosen_logprob_per_token": (chosen.policy / chosen.tokens).detach(),
-        "chosen_shift_per_token": (chosen.logratio / chosen.tokens).detach(),
-    })
-
-
-@preference_loss("dpo")
-def dpo_loss(chosen: AnswerLogprobs, rejected: AnswerLogprobs, *, beta: float = 0.1,
-             label_noise: float = 0.0) -> Loss:
-    """-log sigmoid(beta h), h = difference of log-ratios.
-
-    Rafailov et al. 2023, arXiv:2305.18290 eq. 7. `label_noise` e in [0, 0.5) makes it conservative DPO:
-    (1 - e) L(h) + e L(-h) (Mitchell 2023, "A note on DPO with noisy preferences").
-    """
-    h = beta * (chosen.logratio - rejected.logratio)
-    each = -(1 - label_noise) * logsigmoid(h) - label_noise * logsigmoid(-h)
-    return _with_metrics(each, chosen, rejected, beta)
-
-
-@preference_loss("ipo_sum")
-def ipo_sum_loss(chosen: AnswerLogprobs, rejected: AnswerLogprobs, *, beta: float = 0.1,
-                 label_noise: float = 0.0) -> Loss:
-    """(h - 1/(2 beta))^2 on sums of log-ratios.
-
-    Azar et al. 2023, arXiv:2310.12036 eq. 17. With label noise e the expected target is (1 - 2e)/(2 beta).
-    """
-    h = chosen.logratio - rejected.logratio
-    return _with_metrics((h - (1 - 2 * label_noise) / (2 * beta)) ** 2, chosen, rejected, beta)
-
-
-@preference_loss("ipo_avg")
-def ipo_avg_loss(chosen: AnswerLogprobs, rejected: AnswerLogprobs, *, beta: float = 0.1,
-                 label_noise: float = 0.0) -> Loss:
-    """(h - 1/(2 beta))^2 on means of log-ratios over tokens, as its authors ran it.
-
-    arXiv:2310.12036 eq. 17 with the averaging of TRL and OpenRLHF's length-normalised variant.
-    """
-    h = chosen.logratio / chosen.tokens - rejected.logratio / rejected.tokens
-    return _with_metrics((h - (1 - 2 * label_noise) / (2 * beta)) ** 2, chosen, rejected, beta)
 
 
 def bradley_terry_loss(chosen: Float[Tensor, " p"], rejected: Float[Tensor, " p"], *,

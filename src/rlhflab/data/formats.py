@@ -1,7 +1,7 @@
 """The user's JSONL: demonstrations, preference pairs and prompts, read with errors that name file, line and key.
 
 UTF-8, one JSON object a line, `.jsonl` or `.jsonl.gz`; blank lines and unknown keys are skipped, `null` means absent.
-Pairs may look as TRL writes them: strings, messages, or whole conversations that differ in their last turn.
+Pairs and thumbs may look as TRL writes them: strings, messages, or whole conversations that differ in their last turn.
 """
 
 import gzip
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhflab.data.types import Conversation, Message, PreferencePair, Prompt
+from rlhflab.data.types import Conversation, Message, PreferencePair, Prompt, Thumb, thumbs_of
 from rlhflab.errors import DataError
 
 ROLES = ("system", "user", "assistant")
@@ -96,6 +96,22 @@ class Row:
         turns = self.ending(self.messages(value, key), "assistant", key)
         return turns[:-1], turns[-1].content
 
+    @property
+    def source(self) -> str:
+        """Who judged; empty where absent."""
+        source = self.values.get("source", "")
+        if not isinstance(source, str):
+            raise self.wrong("source", f"must be text, found {_kind(source)}")
+        return source
+
+    def prompted_answer(self, key: str) -> tuple[tuple[Message, ...], str]:
+        """`prompt` and the answer to it, which `key` may repeat the prompt's turns before."""
+        prompt = self.prompt()
+        before, answer = self.answer(key)
+        if before not in ((), prompt):
+            raise self.wrong(key, "starts with other turns than 'prompt'")
+        return prompt, answer
+
     def ending(self, turns: tuple[Message, ...], role: str, key: str) -> tuple[Message, ...]:
         """`turns`, if the last one is of `role`."""
         if turns[-1].role != role:
@@ -111,6 +127,12 @@ def read_conversations(path: Path) -> list[Conversation]:
 def read_pairs(path: Path) -> list[PreferencePair]:
     """Preferences: `prompt`, `chosen` and `rejected`, or two conversations that differ in their last turn."""
     return [_pair(row) for row in read_rows(path)]
+
+
+def read_thumbs(path: Path) -> list[Thumb]:
+    """Thumbs: `prompt`, one of `answer`, `completion`, `response`, and `label` true or false. A pair is two thumbs."""
+    return [thumb for row in read_rows(path)
+            for thumb in (thumbs_of(_pair(row)) if "chosen" in row.values else (_thumb(row),))]
 
 
 def read_prompts(path: Path) -> list[Prompt]:
@@ -177,6 +199,11 @@ def pair_row(pair: PreferencePair) -> dict[str, Any]:
     return {**prompt_row(pair.prompt), **answers, "strength": pair.strength, "source": pair.source}
 
 
+def thumb_row(thumb: Thumb) -> dict[str, Any]:
+    """What `read_thumbs` reads back as `thumb`."""
+    return {**prompt_row(thumb.prompt), "completion": thumb.answer, "label": thumb.good, "source": thumb.source}
+
+
 def prompt_row(prompt: Prompt) -> dict[str, Any]:
     """What `read_prompts` reads back as `prompt`."""
     return {"id": prompt.id, "prompt": _turns(prompt.messages), "facts": dict(prompt.facts)}
@@ -190,23 +217,17 @@ def _conversation(row: Row) -> tuple[Message, ...]:
         found = ", ".join(map(repr, row.values)) or "nothing"
         raise row.wrong("messages", f"is missing; a demonstration has it, or 'prompt' and one of "
                                     f"{', '.join(map(repr, ANSWER_KEYS))}, found {found}")
-    prompt = row.prompt()
-    before, answer = row.answer(given[0])
-    if before not in ((), prompt):
-        raise row.wrong(given[0], "starts with other turns than 'prompt'")
+    prompt, answer = row.prompted_answer(given[0])
     return (*prompt, Message(role="assistant", content=answer))
 
 
 def _pair(row: Row) -> PreferencePair:
-    before_chosen, chosen = row.answer("chosen")
-    before_rejected, rejected = row.answer("rejected")
     if "prompt" in row.values:
-        turns = row.prompt()
-        for key, before in (("chosen", before_chosen), ("rejected", before_rejected)):
-            if before not in ((), turns):
-                raise row.wrong(key, "starts with other turns than 'prompt'")
+        turns, chosen = row.prompted_answer("chosen")
+        _, rejected = row.prompted_answer("rejected")
     else:
-        turns = before_chosen
+        turns, chosen = row.answer("chosen")
+        before_rejected, rejected = row.answer("rejected")
         if not turns:
             raise row.wrong("prompt", "is missing, and 'chosen' holds no turns before its answer")
         if before_rejected != turns:
@@ -214,11 +235,23 @@ def _pair(row: Row) -> PreferencePair:
         row.ending(turns, "user", "chosen, without its last turn,")
     if chosen == rejected:
         raise row.wrong("chosen", "and 'rejected' are equal; a pair needs a better and a worse answer")
-    source = row.values.get("source", "")
-    if not isinstance(source, str):
-        raise row.wrong("source", f"must be text, found {_kind(source)}")
     return PreferencePair(prompt=Prompt(id=row.id, messages=turns, facts=row.facts), chosen=chosen, rejected=rejected,
-                          strength=_strength(row), source=source)
+                          strength=_strength(row), source=row.source)
+
+
+def _thumb(row: Row) -> Thumb:
+    given = [key for key in ANSWER_KEYS if key in row.values]
+    if len(given) != 1:
+        raise row.wrong("completion", f"is missing; a thumb has 'prompt', 'label' and one of "
+                                      f"{', '.join(map(repr, ANSWER_KEYS))}, found "
+                                      f"{', '.join(map(repr, row.values)) or 'nothing'}")
+    label = row.values.get("label")
+    if not isinstance(label, bool):
+        found = "nothing" if label is None else _kind(label)
+        raise row.wrong("label", f"must be true (a good answer) or false, found {found}")
+    messages, answer = row.prompted_answer(given[0])
+    return Thumb(prompt=Prompt(id=row.id, messages=messages, facts=row.facts), answer=answer, good=label,
+                 source=row.source)
 
 
 def _strength(row: Row) -> float:

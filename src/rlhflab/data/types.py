@@ -47,6 +47,23 @@ class PreferencePair:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Thumb:
+    """One answer and whether somebody found it good. Nobody compared it with another answer."""
+
+    prompt: Prompt
+    answer: str
+    good: bool
+    source: str = ""
+    """Who said so: an annotator, a rule, a file."""
+
+
+def thumbs_of(pair: PreferencePair) -> tuple[Thumb, Thumb]:
+    """The chosen answer as a good one, the rejected answer as a bad one."""
+    return (Thumb(prompt=pair.prompt, answer=pair.chosen, good=True, source=pair.source),
+            Thumb(prompt=pair.prompt, answer=pair.rejected, good=False, source=pair.source))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
     """Two answers to one prompt that somebody is to judge. `a` and `b` carry no order of merit."""
 

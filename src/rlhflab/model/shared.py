@@ -128,6 +128,8 @@ class SharedModel:
         """
         if copy_of is not None:
             lora = self._lora_of(copy_of)
+        if not trainable:  # what is compared with is not drawn anew every time
+            lora = lora.model_copy(update={"dropout": 0.0})
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self._add_adapter(name, self._peft_config(lora))
@@ -151,6 +153,16 @@ class SharedModel:
             del self._heads[name]
         del self.records[name], self._trainable[name]
         self._set_flags()
+
+    @torch.no_grad()
+    def move_role(self, name: str, *, towards: str, mix: float) -> None:
+        """Each LoRA factor of `name` becomes mix x that of `towards` + (1 - mix) x its own.
+
+        Factors are averaged, not their products: the mean of two products has up to twice the rank. Both are the same
+        where the roles share one of the two factors, and close as long as they have not grown far apart.
+        """
+        for own, other in zip(self.parameters(name), self.parameters(towards), strict=True):
+            own.lerp_(other, mix)
 
     def adapter(self, role: str) -> dict[str, Tensor]:
         """The role's LoRA tensors under the names PEFT stores them by."""

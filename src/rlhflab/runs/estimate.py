@@ -7,13 +7,14 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer
 
-from rlhflab.config import PpoRun, RewardRun, Run, SftRun
+from rlhflab.config import DpoRun, PpoRun, RewardRun, Run, SftRun
 from rlhflab.core.batch import TokenAnswer, Tree
 from rlhflab.data.chat import ChatFormat
 from rlhflab.data.formats import read_pairs
 from rlhflab.model.load import model_folder
 from rlhflab.runs import sources
 from rlhflab.scenarios import names, scenario
+from rlhflab.train.preferences import objective
 from rlhflab.train.state import Schedule
 
 PASSES = {"sft": 2, "reward": 2, "dpo": 3, "ppo": 4}
@@ -59,6 +60,8 @@ def _trees(run: Run, chat: ChatFormat) -> list[Tree]:
         demonstrations = scenario(run.data).demonstrations(run.examples) if run.data in names() \
             else sources.conversations(run)
         return [sources.conversation_tree(chat, each) for each in demonstrations]
+    if isinstance(run, DpoRun) and objective(run).on_thumbs:
+        return [sources.thumb_tree(chat, group).tree for group in sources.group_by_prompt(sources.thumbs_of_file(run))]
     groups = sources.group_by_prompt(read_pairs(sources.file_of(run.data)))
     return [sources.preference_tree(chat, group).tree for group in groups]
 

@@ -35,9 +35,12 @@ class Lab:
         else:
             self.model.load_role(name, Path(run.start), trainable=True, head=head, seed=run.seed)
 
-    def freeze_reference(self, run: Run, *, of: str = "policy") -> str | None:
-        """The policy as it starts, kept: a frozen copy of its adapter, or the base itself (None)."""
-        if run.start is None:
+    def freeze_reference(self, run: Run, *, of: str = "policy", moves: bool = False) -> str | None:
+        """The policy as it starts, kept: a frozen copy of its adapter, or the base itself (None).
+
+        A reference that `moves` is an adapter in any case, since the base stays what it is.
+        """
+        if run.start is None and not moves:
             return None
         self.model.add_role("reference", run.lora, copy_of=of, trainable=False)
         return "reference"

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from rlhflab.config import DpoRun, PpoRun, RewardRun, Run
-from rlhflab.core.batch import PreferenceTree, TokenAnswer, Tree
+from rlhflab.core.batch import PreferenceTree, ThumbTree, TokenAnswer, Tree
 from rlhflab.data.chat import ChatFormat
-from rlhflab.data.formats import read_conversations, read_pairs, read_prompts
-from rlhflab.data.types import Conversation, Message, PreferencePair, Prompt
+from rlhflab.data.formats import read_conversations, read_pairs, read_prompts, read_thumbs
+from rlhflab.data.types import Conversation, Message, PreferencePair, Prompt, Thumb, thumbs_of
 from rlhflab.errors import DataError
 from rlhflab.progress import Progress
 from rlhflab.runs.lab import Lab
@@ -17,8 +17,9 @@ from rlhflab.scenarios import names, scenario
 from rlhflab.scenarios.base import Scenario
 
 T = TypeVar("T")
+Judged = TypeVar("Judged", PreferencePair, Thumb)
 MOST_PAIRS = 32
-"""Pairs of one prompt that share a row: bounds its length, whatever the data."""
+"""Pairs or thumbs of one prompt that share a row: bounds its length, whatever the data."""
 
 
 def gold_of(run: Run, prompts: Iterable[Prompt]) -> Scenario | None:
@@ -47,6 +48,23 @@ def pairs(run: RewardRun | DpoRun, lab: Lab) -> list[PreferencePair]:
     return collected.pairs
 
 
+def thumbs(run: DpoRun, lab: Lab) -> list[Thumb]:
+    """Answers that were judged each on its own; of a scenario or a file of pairs, both answers of each pair."""
+    if run.data not in names():
+        return thumbs_of_file(run)
+    return [thumb for pair in pairs(run, lab) for thumb in thumbs_of(pair)]
+
+
+def thumbs_of_file(run: DpoRun) -> list[Thumb]:
+    """The thumbs of the data file. DataError where all of them say the same."""
+    found = read_thumbs(file_of(run.data))
+    missing = {True, False} - {thumb.good for thumb in found}
+    if missing:
+        raise DataError(f"{run.data}: no row has the label {'true' if True in missing else 'false'}; "
+                        f"{run.loss.name} learns from good and bad answers")
+    return found
+
+
 def prompts(run: PpoRun) -> list[Prompt]:
     """Prompts of a PPO run."""
     if run.data in names():
@@ -60,14 +78,14 @@ def conversation_tree(chat: ChatFormat, conversation: Conversation) -> Tree:
     return Tree(prompt=ids.prompt, answers=(TokenAnswer(ids=ids.ids, scored=ids.scored),))
 
 
-def group_by_prompt(pairs: Iterable[PreferencePair]) -> list[list[PreferencePair]]:
-    """Pairs of one prompt together, in the order the prompts came in; a group has at most MOST_PAIRS."""
-    groups: dict[tuple[Message, ...], list[list[PreferencePair]]] = {}
-    for pair in pairs:
-        of_prompt = groups.setdefault(pair.prompt.messages, [[]])
+def group_by_prompt(judged: Iterable[Judged]) -> list[list[Judged]]:
+    """Pairs or thumbs of one prompt together, in the order the prompts came in; a group has at most MOST_PAIRS."""
+    groups: dict[tuple[Message, ...], list[list[Judged]]] = {}
+    for each in judged:
+        of_prompt = groups.setdefault(each.prompt.messages, [[]])
         if len(of_prompt[-1]) == MOST_PAIRS:
             of_prompt.append([])
-        of_prompt[-1].append(pair)
+        of_prompt[-1].append(each)
     return [group for of_prompt in groups.values() for group in of_prompt]
 
 
@@ -80,6 +98,14 @@ def preference_tree(chat: ChatFormat, group: Sequence[PreferencePair]) -> Prefer
         chosen=tuple(texts.index(pair.chosen) for pair in group),
         rejected=tuple(texts.index(pair.rejected) for pair in group),
         strength=tuple(pair.strength for pair in group))
+
+
+def thumb_tree(chat: ChatFormat, group: Sequence[Thumb]) -> ThumbTree:
+    """The thumbs of one prompt, each distinct answer once."""
+    texts = list(dict.fromkeys(thumb.answer for thumb in group))
+    return ThumbTree(
+        tree=Tree(prompt=chat.prompt(group[0].prompt), answers=tuple(TokenAnswer(ids=chat.answer(t)) for t in texts)),
+        judged=tuple(texts.index(thumb.answer) for thumb in group), good=tuple(thumb.good for thumb in group))
 
 
 def fitting(run: Run, items: Sequence[T], lengths: Sequence[int], ids: Sequence[str], progress: Progress) -> list[T]:

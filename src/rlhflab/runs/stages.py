@@ -5,6 +5,7 @@ The loops yield steps; here they are written down. A stage leaves no role behind
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -12,9 +13,8 @@ import numpy as np
 import torch
 
 from rlhflab.config import DpoRun, PpoRun, RewardRun, Run, SftRun
-from rlhflab.core.losses import preference_loss
 from rlhflab.core.stats import mean_interval
-from rlhflab.data.types import PreferencePair, Rollout, Score
+from rlhflab.data.types import PreferencePair, Rollout, Score, Thumb
 from rlhflab.errors import DataError
 from rlhflab.rollout.probe import Probe
 from rlhflab.rollout.rewards import make_reward
@@ -27,9 +27,11 @@ from rlhflab.scenarios.gold import count_words
 from rlhflab.train.checkpoint import Checkpoints
 from rlhflab.train.dpo import train_dpo
 from rlhflab.train.ppo import Observer, train_ppo
+from rlhflab.train.preferences import objective
 from rlhflab.train.reward import train_reward
 from rlhflab.train.sft import train_sft
 from rlhflab.train.state import Saved, Schedule, Step
+from rlhflab.train.thumbs import train_thumbs
 
 Summary = dict[str, Any]
 SAMPLES_LOGGED = 4
@@ -84,20 +86,28 @@ def reward_stage(run: RewardRun, lab: Lab, folder: RunFolder) -> Summary:
 
 
 def dpo_stage(run: DpoRun, lab: Lab, folder: RunFolder) -> Summary:
-    """Train `policy` on preference pairs against its frozen start."""
-    preference_loss.bind(run.loss.name, run.loss.options, where="loss")  # a typing error is found before the sampling
-    pairs = fitting_pairs(run, lab)
+    """Train `policy` on preference pairs, or on thumbs where the loss learns from them, against its frozen start."""
+    goal = objective(run)  # a typing error is found before the sampling
+    judged: Sequence[PreferencePair | Thumb]
+    loop_of: Callable[..., Iterator[Step]]
+    if goal.on_thumbs:
+        judged = thumbs = fitting_thumbs(run, lab)
+        thumb_trees = [sources.thumb_tree(lab.chat, group) for group in sources.group_by_prompt(thumbs)]
+        loop_of, prompts = partial(train_thumbs, run, lab.model, thumb_trees), len(thumb_trees)
+    else:
+        judged = pairs = fitting_pairs(run, lab)
+        preferences = [sources.preference_tree(lab.chat, group) for group in sources.group_by_prompt(pairs)]
+        loop_of, prompts = partial(train_dpo, run, lab.model, preferences), len(preferences)
     lab.start_role("policy", run)
-    reference = lab.freeze_reference(run)
-    prompts = list({pair.prompt.id: pair.prompt for pair in pairs}.values())[:run.probe_prompts]
-    probe = Probe(prompts=prompts, chat=lab.chat, max_new_tokens=run.probe_tokens, seed=run.seed) if prompts else None
-    preferences = [sources.preference_tree(lab.chat, group) for group in sources.group_by_prompt(pairs)]
-    total = len(Schedule.of(run, len(preferences)))
-    kept = checkpoints(run, folder, "policy")
-    loop = train_dpo(run, lab.model, preferences, reference=reference, probe=probe, saved=go_on(kept, lab, folder))
-    tokens = follow(loop, lab, folder, kept, "DPO", total, show=("loss", "accuracy"))
+    reference = lab.freeze_reference(run, moves=run.reference_ema is not None) if goal.has_reference else None
+    kept = checkpoints(run, folder, "policy", *(["reference"] if run.reference_ema else []))
+    asked = list({each.prompt.id: each.prompt for each in judged}.values())[:run.probe_prompts]
+    probe = Probe(prompts=asked, chat=lab.chat, max_new_tokens=run.probe_tokens, seed=run.seed)
+    loop = loop_of(reference=reference, probe=probe if asked and goal.has_reference else None,
+                   saved=go_on(kept, lab, folder))
+    tokens = follow(loop, lab, folder, kept, "DPO", len(Schedule.of(run, prompts)), show=("loss", "accuracy"))
     lab.model.save_role("policy", folder.path / "roles" / "policy")
-    return {"prompts": len(preferences), "pairs": len(pairs), "tokens": tokens}
+    return {"prompts": prompts, "thumbs" if goal.on_thumbs else "pairs": len(judged), "tokens": tokens}
 
 
 def ppo_stage(run: PpoRun, lab: Lab, folder: RunFolder) -> Summary:
@@ -177,6 +187,13 @@ def fitting_pairs(run: RewardRun | DpoRun, lab: Lab) -> list[PreferencePair]:
     trees = [sources.preference_tree(lab.chat, [pair]).tree for pair in pairs]
     lengths = [len(tree.prompt) + max(len(answer.ids) for answer in tree.answers) for tree in trees]
     return sources.fitting(run, pairs, lengths, [pair.prompt.id for pair in pairs], lab.progress)
+
+
+def fitting_thumbs(run: DpoRun, lab: Lab) -> list[Thumb]:
+    """The run's thumbs whose prompt and answer fit `max_length`."""
+    thumbs = sources.thumbs(run, lab)
+    lengths = [len(sources.thumb_tree(lab.chat, [thumb]).tree) for thumb in thumbs]
+    return sources.fitting(run, thumbs, lengths, [thumb.prompt.id for thumb in thumbs], lab.progress)
 
 
 def split_by_prompt(pairs: Sequence[PreferencePair], *, share: float,

@@ -1,20 +1,21 @@
-"""Direct preference optimisation: preference pairs, a policy and its frozen reference.
+"""Direct preference optimisation and its relatives: preference pairs, a policy and, for most losses, its reference.
 
 No reward model, and no sampling but for the probe that measures how far the policy has moved.
 """
 
 from collections.abc import Iterator, Sequence
 
-import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from rlhflab.config import DpoRun
 from rlhflab.core.batch import Batch, PreferenceTree, micro_batches, pack, pair_index
-from rlhflab.core.logprobs import answer_sums
-from rlhflab.core.losses import AnswerLogprobs, PreferenceLoss, preference_loss
+from rlhflab.core.losses import Loss
+from rlhflab.core.preference import PairLoss, add_nll, answer_logprobs, less_tail
 from rlhflab.model.shared import SharedModel
-from rlhflab.rollout.probe import Probe, fresh_sample_kl
-from rlhflab.rollout.scoring import tree_logprobs
+from rlhflab.rollout.probe import Probe
 from rlhflab.train.guards import refuse_wrong_reference
+from rlhflab.train.preferences import Reference, measured_kl, objective
 from rlhflab.train.state import Saved, Schedule, Step, TrainState
 
 
@@ -22,36 +23,51 @@ def train_dpo(run: DpoRun, model: SharedModel, preferences: Sequence[PreferenceT
               probe: Probe | None = None, role: str = "policy", saved: Saved | None = None) -> Iterator[Step]:
     """Yields after every optimizer step, which is on all pairs of `batch` prompts; the loss is their mean.
 
-    `reference` is the frozen role the policy started as a copy of, None for the base. Its log-probs depend on the
-    data alone and are computed once.
+    `reference` is the frozen role the policy started as a copy of, None for the base. A loss that needs no reference
+    reads none.
     """
-    loss_of: PreferenceLoss = preference_loss.bind(run.loss.name, run.loss.options, where="loss")
+    goal = objective(run)
     schedule = Schedule.of(run, len(preferences))
     state = TrainState(run.optimizer, [(model.parameters(role), run.optimizer.learning_rate)],
                        total=len(schedule), saved=saved)
-    stored = tree_logprobs(model, [each.tree for each in preferences], role=reference, micro_tokens=run.micro_tokens)
+    compared = Reference(run, model, reference, [each.tree for each in preferences]) if goal.has_reference else None
     for indices in schedule.order(run.seed, done=state.done):
         step = [preferences[i] for i in indices]
         pairs = sum(len(each.chosen) for each in step)
         for part in micro_batches([len(each.tree) for each in step], run.micro_tokens):
             batch = pack([step[i].tree for i in part]).to(model.device)
+            reference_logprob = compared.logprobs([indices[i] for i in part], batch) if compared else None
             policy = model.logprobs(batch, role).logprob
-            reference_logprob = torch.cat([stored[indices[i]] for i in part]).to(model.device)
-            if state.number == 0:
+            if state.number == 0 and reference_logprob is not None:
                 refuse_wrong_reference(policy.detach(), reference_logprob, role=role, name=reference)
-            answers = answer_logprobs(policy, reference_logprob, batch)
-            chosen, rejected = pair_index([step[i] for i in part])
-            loss = loss_of(answers.of(chosen), answers.of(rejected))
+            chosen, rejected = (side.to(model.device) for side in pair_index([step[i] for i in part]))
+            loss = pair_loss(run, goal.loss_of, policy, reference_logprob, batch, chosen, rejected)
             (loss.each.sum() / pairs).backward()
             state.note(loss.metrics)
         state.optimize()
-        measured = probe is not None and (state.number % run.probe_every == 0 or state.number == state.total)
-        kl = fresh_sample_kl(model, probe, role=role, reference=reference) if probe and measured else {}
+        kl = measured_kl(run, model, probe, state, role=role, reference=reference)
+        if compared:
+            compared.follow(role, number=state.number)
         yield state.finish_step({"tokens": sum(len(each.tree) for each in step), **kl})
 
 
-def answer_logprobs(policy: torch.Tensor, reference: torch.Tensor, batch: Batch) -> AnswerLogprobs:
-    """Token log-probs (s,) of both summed over each answer of the batch (n,)."""
-    tokens = torch.ones_like(reference)
-    return AnswerLogprobs(**{name: answer_sums(values, batch.owner, batch.answers) for name, values in (
-        ("policy", policy), ("reference", reference), ("tokens", tokens))})
+def pair_loss(run: DpoRun, loss_of: PairLoss, policy: Float[Tensor, " s"], reference: Float[Tensor, " s"] | None,
+              batch: Batch, chosen: Int[Tensor, " p"], rejected: Int[Tensor, " p"]) -> Loss:
+    """The loss of each pair, from the log-probs of the batch's scored tokens and the numbers of the pairs' answers.
+
+    What a run says of length changes what the loss reads; the logged log-probs are those of whole answers.
+    """
+    answers = answer_logprobs(policy, reference, batch.owner, batch.answers)
+    sides = answers.of(chosen), answers.of(rejected)
+    whole = sides[0]
+    if run.ld_alpha is not None:
+        sides = less_tail(policy, reference, batch.owner, chosen, rejected, alpha=run.ld_alpha)
+    if run.length == "mean":
+        sides = sides[0].per_token(), sides[1].per_token()
+    loss = loss_of(*sides)
+    if run.nll_weight:
+        loss = add_nll(loss, whole, weight=run.nll_weight)
+    logged = {"chosen_logprob_per_token": whole.mean.detach()}
+    if reference is not None:
+        logged["chosen_shift_per_token"] = whole.per_token().logratio.detach()
+    return Loss(loss.each, {**loss.metrics, **logged})

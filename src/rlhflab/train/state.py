@@ -65,14 +65,15 @@ class Meter:
             self._counts[name] += values.numel()
 
     def read(self) -> dict[str, float | None]:
-        """The means so far; starts afresh."""
+        """The means so far, None where there was nothing to average; starts afresh."""
         if not self._sums:
             return {}
         sums = torch.stack([torch.as_tensor(total).float() for total in self._sums.values()]).tolist()
-        means = {name: total / self._counts[name] for name, total in zip(self._sums, sums, strict=True)}
+        means = {name: total / self._counts[name] if self._counts[name] else None
+                 for name, total in zip(self._sums, sums, strict=True)}
         self._sums.clear()
         self._counts.clear()
-        return dict(means)
+        return means
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

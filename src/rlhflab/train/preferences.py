@@ -1,0 +1,81 @@
+"""What the loops over pairs and over thumbs share: the loss a run names, and the reference it is measured against."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rlhflab.config import DpoRun
+from rlhflab.core.batch import Batch, Tree
+from rlhflab.core.losses import Loss
+from rlhflab.core.preference import preference_loss
+from rlhflab.errors import ConfigError
+from rlhflab.model.shared import SharedModel
+from rlhflab.rollout.probe import Probe, fresh_sample_kl
+from rlhflab.rollout.scoring import tree_logprobs
+from rlhflab.train.state import TrainState
+
+
+class Objective(NamedTuple):
+    """The loss of a run with its options bound."""
+
+    loss_of: Callable[..., Loss]
+    needs: tuple[str, ...]
+
+    @property
+    def on_thumbs(self) -> bool:
+        """Whether it learns from single judged answers, not from pairs."""
+        return "labels" in self.needs
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether it compares the policy with a reference."""
+        return "reference" in self.needs
+
+
+def objective(run: DpoRun) -> Objective:
+    """The loss `run` names. ConfigError where an option is wrong, or a key of the run does not go with the loss."""
+    entry = preference_loss.entry(run.loss.name, where="loss")
+    asked = {"length": run.length == "mean", "ld_alpha": run.ld_alpha is not None, "nll_weight": run.nll_weight > 0}
+    for key, given in asked.items():
+        if given and key not in entry.admits:
+            known = ", ".join(entry.admits) or "none of them"
+            raise ConfigError(f"{key}: does not go with the loss {entry.name}; of {', '.join(asked)} it admits {known}")
+    if run.reference_ema is not None and "reference" not in entry.needs:
+        raise ConfigError(f"reference_ema: the loss {entry.name} has no reference that could move")
+    if "mismatched KL" in entry.needs and run.batch < 2:
+        raise ConfigError(f"batch: the loss {entry.name} measures its KL on answers to other prompts, so it must be "
+                          f"at least 2, found {run.batch}")
+    return Objective(preference_loss.bind(run.loss.name, run.loss.options, where="loss"), entry.needs)
+
+
+class Reference:
+    """Log-probs of the role a policy is compared with: computed once, or when they are needed, where the role moves."""
+
+    def __init__(self, run: DpoRun, model: SharedModel, role: str | None, trees: Sequence[Tree]) -> None:
+        """`role` None is the base. `trees`: all the data, by whose places log-probs are asked for."""
+        self.model, self.role, self.moving = model, role, run.reference_ema
+        self._stored = None if self.moving else tree_logprobs(model, trees, role=role, micro_tokens=run.micro_tokens)
+
+    def logprobs(self, items: Sequence[int], batch: Batch) -> Float[Tensor, " s"]:
+        """Of the scored tokens of `batch`, which holds the trees number `items`."""
+        if self._stored is None:
+            with torch.no_grad():
+                return self.model.logprobs(batch, self.role).logprob
+        return torch.cat([self._stored[i] for i in items]).to(self.model.device)
+
+    def follow(self, policy: str, *, number: int) -> None:
+        """Move towards `policy` if that is due after optimizer step `number`."""
+        if self.moving is not None and number % self.moving.every == 0:
+            assert self.role is not None, "the base does not move"
+            self.model.move_role(self.role, towards=policy, mix=self.moving.mix)
+
+
+def measured_kl(run: DpoRun, model: SharedModel, probe: Probe | None, state: TrainState, *, role: str,
+                reference: str | None) -> dict[str, float | None]:
+    """KL to the reference on fresh samples, every `probe_every` steps and at the last one."""
+    if probe is None or not (state.number % run.probe_every == 0 or state.number == state.total):
+        return {}
+    return fresh_sample_kl(model, probe, role=role, reference=reference)
