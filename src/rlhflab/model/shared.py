@@ -193,12 +193,16 @@ class SharedModel:
         assert self._peft is not None
         return lora_of(self._peft.peft_config[role].to_dict(), layers=self._layers, where=f"role {role}")
 
+    def stacked(self, role: str) -> bool:
+        """Whether the role stands on another one."""
+        return len(self._switch.stacks[role]) > 1
+
     def merged_weights(self, role: str) -> dict[str, Tensor]:
         """Weights of the adapted layers with the role folded in, by their name in the base; new tensors.
 
         The base in memory is not written. ModelError where that cannot be exact enough: a base in 4 bits.
         """
-        if self._switch.stacks[role] != (role,):
+        if self.stacked(role):
             raise ModelError(f"role {role} is stacked; save it, and merge the one adapter that was saved")
         if self.base.quantized:
             raise ModelError(f"{self.base.name} is loaded in 4 bits, where nothing can be merged; load it in float32")

@@ -38,7 +38,7 @@ def train_dpo(run: DpoRun, model: SharedModel, preferences: Sequence[PreferenceT
             policy = model.logprobs(batch, role).logprob
             reference_logprob = torch.cat([stored[indices[i]] for i in part]).to(model.device)
             if state.number == 0:
-                refuse_wrong_reference(policy.detach(), reference_logprob, role=role, name=reference)
+                state.note(refuse_wrong_reference(policy.detach(), reference_logprob, role=role, name=reference))
             answers = answer_logprobs(policy, reference_logprob, batch)
             chosen, rejected = pair_index([step[i] for i in part])
             loss = loss_of(answers.of(chosen), answers.of(rejected))
