@@ -197,7 +197,8 @@ def test_an_adapter_that_another_tool_wrote_gives_its_logits(options: dict[str, 
     ("layers_to_transform", [0], r"layers_to_transform is \[0\]; only an adapter on all 2 blocks or on the last"),
     ("r", None, "is not a LoRA configuration"),
     ("target_modules", ["no_such"], "cannot be adapted so: Target modules"),
-    ("target_modules", ["embed_tokens"], "embed_tokens is not a linear layer"),
+    ("target_modules", ["embed_tokens"], "embed_tokens is not a linear layer of the blocks"),
+    ("target_modules", ["q_proj", "lm_head"], "lm_head is not a linear layer of the blocks"),
 ])
 def test_what_cannot_be_loaded_is_one_sentence(key: str, value: object, sentence: str, tmp_path: Path) -> None:
     model = SharedModel.load("tiny-llama", dtype="float32", device="cpu")

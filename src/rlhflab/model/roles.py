@@ -75,8 +75,8 @@ def lora_layers(model: nn.Module, adapter: str | None = None) -> dict[str, Any]:
 def take_over(model: nn.Module, switch: RoleSwitch) -> None:
     """Let every LoRA layer of `model` read its role from `switch`. Safe to call again after a role is added."""
     for name, layer in lora_layers(model).items():
-        if not isinstance(layer.base_layer, nn.Linear):
-            raise ModelError(f"{name} is not a linear layer; adapters are only supported on linear layers")
+        if not isinstance(layer.base_layer, nn.Linear) or ".layers." not in name:
+            raise ModelError(f"{name} is not a linear layer of the blocks; only those can be adapted")
         if "forward" not in vars(layer):
             vars(layer)["forward"] = partial(_lora_forward, layer, switch)
 
