@@ -60,6 +60,8 @@ def test_our_forward_equals_pefts_forward_and_backward(tiny: SharedModel, shape:
     moved(tiny, "policy", SHAPES[shape].model_copy(update={"dropout": dropout}))
     for layer in (tiny.decoder.layers[0].self_attn.q_proj, tiny.decoder.layers[1].mlp.down_proj):
         layer.set_adapter("policy")
+        if layer.base_layer.bias is not None:
+            torch.nn.init.normal_(layer.base_layer.bias)  # Qwen's are 0 in a random model
         x = torch.randn(2, 5, layer.in_features, generator=torch.Generator().manual_seed(3))
         weights = torch.linspace(-1, 1, layer.out_features)
         results = []

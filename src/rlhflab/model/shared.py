@@ -165,8 +165,6 @@ class SharedModel:
             raise ModelError(f"role {name} cannot be dropped: {above[0]} stands on it")
         with warnings.catch_warnings():  # PEFT's own idea of an active adapter is not used here
             warnings.simplefilter("ignore", UserWarning)
-            for layer in lora_layers(self._peft, name).values():
-                layer.lora_variant.pop(name, None)  # PEFT forgets to, so a later adapter of that name would be DoRA
             self._peft.delete_adapter(name)
         if name in self._heads:
             del self._heads[name]
