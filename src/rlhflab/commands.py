@@ -158,6 +158,35 @@ def report_command(folder: Path, /, *, as_json: Json = False) -> None:
     _print({"report": str(path)}, True) if as_json else print(f"Wrote {path}. Next: open it in a browser.")
 
 
+def export_command(adapter: Path, /, *, out: Path, merge: bool = False, model: str | None = None,
+                   dtype: Literal["bfloat16", "float32"] = "float32", as_json: Json = False) -> None:
+    """Write a trained adapter for other tools, and measure how exactly they repeat it.
+
+    The result is loaded by plain transformers and PEFT, and its log-probs on a few texts are compared.
+
+    Args:
+        adapter: An adapter folder, such as runs/my-dpo/roles/policy.
+        out: The new folder.
+        merge: Fold the adapter into the weights: a whole model folder, with tokenizer and chat template.
+        model: A name of `rlhflab models`, a hub id, or a local folder; the base the adapter names where absent.
+        dtype: Of the weights. Merging in bfloat16 is lossy: it rounds small changes away.
+        as_json: Print the result as JSON.
+    """
+    from rlhflab.progress import Progress
+    from rlhflab.runs.export import export_adapter
+
+    report = _quietly(lambda: export_adapter(adapter, out=out, merge=merge, model=model, dtype=dtype,
+                                             progress=Progress()))
+    if as_json:
+        _print({"folder": str(out), **report}, True)
+        return
+    gap = report["deviation"]
+    lossy = " Merging in bfloat16 is lossy: float32 keeps the adapter exactly." if merge and dtype == "bfloat16" else ""
+    print(f"Wrote {out}. Its log-probs differ from the adapter's by at most {gap['max']:.2g}, on average "
+          f"{gap['mean']:.2g} nats a token ({gap['tokens']} tokens, {dtype}).{lossy} Next: load it with "
+          f"{'AutoModelForCausalLM' if merge else 'PeftModel'}.from_pretrained")
+
+
 def models_command(*, as_json: Json = False) -> None:
     """Show the models known by name, and which of them are here.
 
@@ -184,7 +213,7 @@ def list_command(what: str | None = None, /, *, as_json: Json = False) -> None:
 
 COMMANDS: Mapping[str, Callable[..., None]] = {
     "demo": demo_command, "train": train_command, "sample": sample_command, "evaluate": evaluate_command,
-    "report": report_command, "models": models_command, "list": list_command,
+    "report": report_command, "export": export_command, "models": models_command, "list": list_command,
 }
 """In the order of the help."""
 

@@ -39,10 +39,22 @@ class Lora(Settings):
     rank: int = Field(16, ge=1)
     alpha: float = Field(32, gt=0)
     """Scale: the product is multiplied by alpha / rank."""
+    rslora: bool = False
+    """Multiply by alpha / sqrt(rank) instead, which keeps the scale as ranks grow (arXiv:2312.03732)."""
+    dora: bool = False
+    """Learn each output's magnitude apart from its direction (arXiv:2402.09353); slower, and cannot be stacked."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """On the adapter's input. Refused by PPO, where it would break the probability ratio."""
+    """On the adapter's input, in training only. Refused by PPO, where it would break the probability ratio."""
     targets: str | list[str] = "all-linear"
     """Names of the layers to adapt."""
+    last_layers: int | None = Field(None, ge=1)
+    """Adapt only so many blocks, counted from the last; all where absent."""
+
+    @model_validator(mode="after")
+    def _names_for_some_layers(self) -> "Lora":
+        if self.last_layers is not None and isinstance(self.targets, str) and self.targets != "all-linear":
+            raise ValueError("last_layers needs targets as a list of names, not as an expression")
+        return self
 
 
 class Optimizer(Settings):
@@ -68,7 +80,9 @@ class Run(Settings):
     model: str = "smollm2-135m"
     """A name of `rlhflab models`, a hub id, or a local transformers folder."""
     start: str | None = None
-    """Adapter folder the trained role starts as a copy of; the base where absent."""
+    """Adapter folder the trained role starts as a copy of, in that adapter's shape; the base where absent."""
+    stack: bool = False
+    """Keep `start` frozen and train a fresh adapter, as `lora` says, on top of it. What is saved is the two as one."""
     data: str = "helpdesk"
     """A JSONL file, or the name of a scenario that makes its own data."""
     gold: str | None = None
@@ -77,6 +91,8 @@ class Run(Settings):
     """How many examples a scenario makes. A file is used whole."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of the frozen base. Adapters and optimizer state are always fp32."""
+    quantize: Literal["nf4"] | None = None
+    """Keep the base's layers in 4 bits (arXiv:2305.14314); `dtype` is then that of the products. Needs a GPU."""
     device: str = "auto"
     """auto (a GPU where there is one), cpu, cuda, cuda:1."""
     seed: int = Field(0, ge=0)
@@ -97,6 +113,14 @@ class Run(Settings):
     """Steps between two checkpoints, from which a stopped run goes on; 0 for none."""
     recompute: bool = False
     """Drop activations and recompute them in the backward pass: less memory, about a third more time."""
+
+    @model_validator(mode="after")
+    def _stack_on_something(self) -> "Run":
+        if self.stack and self.start is None:
+            raise ValueError("stack: true needs start, the adapter folder to stack a new one on")
+        if self.stack and self.lora.dora:
+            raise ValueError("stack: true and lora.dora: true exclude each other, since a DoRA layer is not a sum")
+        return self
 
 
 class SftRun(Run):

@@ -6,9 +6,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
 
+from conftest import TREES
+from rlhflab.config import Lora
+from rlhflab.core.batch import pack
 from rlhflab.errors import ModelError
 from rlhflab.model import load
 from rlhflab.model.load import known_models, load_base, model_folder, weights_digest
+from rlhflab.model.shared import SharedModel
 from rlhflab.model.tiny import SIZES, byte_tokenizer
 
 
@@ -56,6 +60,41 @@ def test_a_sliding_window_is_refused_because_it_would_silently_be_lost(tmp_path:
     save_random(MistralConfig(**SIZES, sliding_window=16), tmp_path)
     with pytest.raises(ModelError, match="sliding_attention"):
         load_base(str(tmp_path), dtype=torch.float32)
+
+
+def test_four_bits_without_a_gpu_or_without_the_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModelError, match="quantize: nf4 needs a CUDA GPU, and the model would be on the cpu"):
+        load_base("tiny-llama", dtype=torch.bfloat16, quantize="nf4")
+    monkeypatch.setattr(load.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModelError, match=r"quantize: nf4 needs a package .* run: pip install bitsandbytes"):
+        load_base("tiny-llama", dtype=torch.bfloat16, device="cuda", quantize="nf4")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_role_trains_on_a_base_in_four_bits(dora: bool) -> None:
+    pytest.importorskip("bitsandbytes")
+    model = SharedModel.load("tiny-llama", dtype="bfloat16", device="cuda", quantize="nf4")
+    assert model.base.quantized and model.unembedding.dtype == torch.bfloat16
+    model.add_role("policy", Lora(rank=4, dora=dora))
+    batch = pack(TREES).to(model.device)
+    with torch.no_grad():
+        before, base = (model.logprobs(batch, role).logprob for role in ("policy", None))
+    assert torch.equal(before, base)
+    full = SharedModel.load("tiny-llama", dtype="bfloat16", device="cuda")
+    with torch.no_grad():
+        assert (full.logprobs(batch, None).logprob - base).abs().mean() < 1, "4 bits are near the weights"
+    optimizer = torch.optim.AdamW(model.parameters("policy"), lr=1e-2)
+    for _ in range(5):
+        loss = -model.logprobs(batch, "policy").logprob.mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        assert model.logprobs(batch, "policy").logprob.mean() > before.mean()
+    with pytest.raises(ModelError, match="in 4 bits, where nothing can be merged"):
+        model.merged_weights("policy")
 
 
 def test_the_hub_cannot_be_reached_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

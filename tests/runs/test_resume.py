@@ -87,10 +87,10 @@ def test_a_full_disk_leaves_the_checkpoint_before_whole(tmp_path: Path, monkeypa
     run = tmp_path / "run"
     save = SharedModel.save_role
 
-    def full_at_the_second(self: SharedModel, role: str, folder: Path) -> None:
+    def full_at_the_second(self: SharedModel, role: str, folder: Path, **options: Any) -> None:
         if (run / "checkpoints" / "step-2").exists():
             raise OSError(28, "No space left on device")
-        save(self, role, folder)
+        save(self, role, folder, **options)
 
     monkeypatch.setattr(SharedModel, "save_role", full_at_the_second)
     assert main(command("dpo", tmp_path, run)) == 2

@@ -37,6 +37,8 @@ class Base(NamedTuple):
     """As given by the user, or a folder's own name: never a path."""
     digest: str
     """sha256 of the weight files, whatever dtype they are loaded in."""
+    quantized: bool = False
+    """Whether the layers of its blocks are held in 4 bits."""
 
 
 def known_models() -> list[dict[str, Any]]:
@@ -52,22 +54,29 @@ def known_models() -> list[dict[str, Any]]:
     return rows
 
 
-def load_base(name: str, *, dtype: torch.dtype, device: str | torch.device = "cpu") -> Base:
-    """The model `name` in `dtype`, frozen and in eval mode. ModelError says what is missing or unsupported."""
+def load_base(name: str, *, dtype: torch.dtype, device: str | torch.device = "cpu",
+              quantize: str | None = None) -> Base:
+    """The model `name` in `dtype`, frozen and in eval mode. ModelError says what is missing or unsupported.
+
+    `quantize` nf4 holds the linear layers of the blocks in 4-bit NormalFloat (QLoRA, arXiv:2305.14314), with the
+    constants quantised again; their products are in `dtype`.
+    """
     transformers.logging.disable_progress_bar()
+    more = _four_bits(dtype, device) if quantize == "nf4" else {}
     folder, label = model_folder(name)
     _refuse_unsafe(folder, name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation=ATTENTION, use_safetensors=True)
+            folder, dtype=dtype, attn_implementation=ATTENTION, use_safetensors=True, **more)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{name}: is not a causal language model that transformers can load: "
                          f"{' '.join(str(error).split())}") from error
     _refuse_unsupported(model, name)
     model.requires_grad_(False)
-    return Base(model.to(device).eval(),  # type: ignore[arg-type]
-                 tokenizer, label, weights_digest(folder))
+    if not more:
+        model = model.to(device)  # type: ignore[arg-type]
+    return Base(model.eval(), tokenizer, label, weights_digest(folder), quantized=bool(more))
 
 
 def model_folder(name: str) -> tuple[Path, str]:
@@ -113,6 +122,16 @@ def _refuse_unsupported(model: PreTrainedModel, name: str) -> None:
                          "layers are all full attention are supported")
     if not (hasattr(model.base_model, "rotary_emb") and hasattr(model, "lm_head")):
         raise ModelError(f"{name}: {type(model).__name__} is not a rotary decoder with a language-model head")
+
+
+def _four_bits(dtype: torch.dtype, device: str | torch.device) -> dict[str, Any]:
+    """What transformers is to be told to load a base in 4 bits; it puts the weights on the GPU itself."""
+    if torch.device(device).type != "cuda":
+        raise ModelError(f"quantize: nf4 needs a CUDA GPU, and the model would be on the {device}; leave quantize out")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError("quantize: nf4 needs a package that is not installed; run: pip install bitsandbytes")
+    return {"device_map": {"": device}, "quantization_config": transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)}
 
 
 def _packaged_gguf() -> Path | None:

@@ -3,18 +3,31 @@
 PEFT owns the layers, their names and their files. Its own `set_adapter` is not used: it flips `requires_grad`, so
 that after a switch to a reference the policy would be frozen and the reference would train. Here a role is an
 argument, flags are set once, and a layer whose activations are recomputed in the backward pass recomputes them in
-the role of its forward pass.
+the role of its forward pass. A role is one adapter, or one on top of others, whose products add up.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from peft.tuners.lora import Linear as LoraLinear
+from jaxtyping import Float
+from peft.tuners.lora import LoraLayer
+from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from rlhflab.errors import ModelError
+
+
+class Matrices(NamedTuple):
+    """One adapter of one layer, in the dtype of the products."""
+
+    down: Float[Tensor, "r i"]
+    up: Float[Tensor, "o r"]
+    gain: Float[Tensor, " o"] | None
+    """DoRA's factor of each output, fp32; None for plain LoRA."""
 
 
 class RoleSwitch:
@@ -22,10 +35,17 @@ class RoleSwitch:
 
     def __init__(self) -> None:
         self.role: str | None = None
+        self.stacks: dict[str, tuple[str, ...]] = {}
+        """The adapters each role is made of, the trained one last."""
         self.recompute = False
         """Whether activations are recomputed in the backward pass: less memory, about a third more time."""
-        self.cast: dict[tuple[int, str], tuple[Tensor, Tensor]] | None = None
+        self.cast: dict[tuple[int, str], Matrices] | None = None
         """Adapter matrices in the dtype of the base, kept while nothing trains."""
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Those the layers apply now."""
+        return () if self.role is None else self.stacks[self.role]
 
     @contextmanager
     def playing(self, role: str | None) -> Iterator[None]:
@@ -46,10 +66,18 @@ class RoleSwitch:
             self.cast = None
 
 
+def lora_layers(model: nn.Module, adapter: str | None = None) -> dict[str, Any]:
+    """The LoRA layers of `model` by name, or those that `adapter` is in."""
+    return {name: layer for name, layer in model.named_modules()
+            if isinstance(layer, LoraLayer) and (adapter is None or adapter in layer.lora_A)}
+
+
 def take_over(model: nn.Module, switch: RoleSwitch) -> None:
     """Let every LoRA layer of `model` read its role from `switch`. Safe to call again after a role is added."""
-    for layer in model.modules():
-        if isinstance(layer, LoraLinear) and "forward" not in vars(layer):
+    for name, layer in lora_layers(model).items():
+        if not isinstance(layer.base_layer, nn.Linear) or ".layers." not in name:
+            raise ModelError(f"{name} is not a linear layer of the blocks; only those can be adapted")
+        if "forward" not in vars(layer):
             vars(layer)["forward"] = partial(_lora_forward, layer, switch)
 
 
@@ -59,29 +87,105 @@ def recompute_in_role(blocks: nn.ModuleList, switch: RoleSwitch) -> None:
         vars(block)["forward"] = partial(_block_forward, block.forward, switch)
 
 
-def _lora_forward(layer: Any, switch: RoleSwitch, x: Tensor) -> Tensor:
-    """base(x) + (alpha / rank) x A^T B^T with products in the dtype of `x`, from fp32 master weights.
+@torch.no_grad()
+def start_magnitudes(model: nn.Module, adapter: str) -> None:
+    """Let a fresh DoRA adapter be the base exactly. PEFT rounds the magnitudes to the base's dtype, which is not."""
+    for layer in lora_layers(model, adapter).values():
+        if adapter in layer.lora_magnitude_vector:
+            layer.lora_magnitude_vector[adapter].weight.data = _norm(layer, adapter)
 
-    PEFT computes the product in fp32 under a bf16 base, which halves the speed on a CPU.
+
+@torch.no_grad()
+def concatenate(model: nn.Module, parts: Sequence[str], whole: str) -> None:
+    """Fill the plain adapter `whole`, of scaling 1, with the sum of `parts`: ranks side by side, scaling in B.
+
+    s_1 B_1 A_1 + s_2 B_2 A_2 = [s_1 B_1, s_2 B_2] [A_1; A_2]. Where a layer lacks a part, its place is 0.
+    """
+    ranks = {part: next(layer.r[part] for layer in lora_layers(model, part).values()) for part in parts}
+    for layer in lora_layers(model, whole).values():
+        down, up = layer.lora_A[whole].weight.zero_(), layer.lora_B[whole].weight.zero_()
+        place = 0
+        for part, rank in ranks.items():
+            if part in layer.lora_A:
+                down[place:place + rank] = layer.lora_A[part].weight
+                up[:, place:place + rank] = layer.scaling[part] * layer.lora_B[part].weight
+            place += rank
+
+
+@torch.no_grad()
+def merged_weight(layer: Any, adapter: str) -> Float[Tensor, "o i"]:
+    """The layer's weight with the adapter folded in, in the base's dtype: a new tensor, the base's stays as it is."""
+    weight, gain = _adapted_weight(layer, adapter), _gain(layer, adapter)
+    return (weight if gain is None else gain[:, None] * weight).to(layer.base_layer.weight.dtype)
+
+
+def _lora_forward(layer: Any, switch: RoleSwitch, x: Tensor) -> Tensor:
+    """base(x) and what each adapter of the role adds, with products in the dtype of `x` from fp32 master weights.
+
+    PEFT computes the products in fp32 under a bf16 base, which halves the speed on a CPU.
     """
     result: Tensor = layer.base_layer(x)
-    role = switch.role
-    if role is None or role not in layer.lora_A:
-        return result
-    down, up = _matrices(layer, switch, role, x.dtype)
-    inner = nn.functional.linear(layer.lora_dropout[role](x), down)
-    flat = torch.addmm(result.flatten(0, -2), inner.flatten(0, -2), up.T, alpha=layer.scaling[role])
+    for adapter in switch.adapters:
+        if adapter in layer.lora_A:
+            matrices = _matrices(layer, switch, adapter, x.dtype)
+            # Dropout belongs to training: a reference, a score or a sample is never read through it.
+            seen = layer.lora_dropout[adapter](x) if torch.is_grad_enabled() else x
+            result = (_add_product if matrices.gain is None else _add_dora)(
+                layer, result, x, seen, matrices, layer.scaling[adapter])
+    return result
+
+
+def _add_product(layer: Any, result: Tensor, x: Tensor, seen: Tensor, matrices: Matrices, scaling: float) -> Tensor:
+    """LoRA: result + scaling x A^T B^T."""
+    inner = nn.functional.linear(seen, matrices.down)
+    flat = torch.addmm(result.flatten(0, -2), inner.flatten(0, -2), matrices.up.T, alpha=scaling)
     return flat.view(result.shape)
 
 
-def _matrices(layer: Any, switch: RoleSwitch, role: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    key = (id(layer), role)
+def _add_dora(layer: Any, result: Tensor, x: Tensor, seen: Tensor, matrices: Matrices, scaling: float) -> Tensor:
+    """DoRA: result + (g - 1) x W^T + g scaling x A^T B^T, g = magnitude / |W + scaling B A| (arXiv:2402.09353 eq. 5).
+
+    With dropout, `seen` stands for x in both products, as in PEFT.
+    """
+    assert matrices.gain is not None
+    if seen is x:
+        plain = result if layer.base_layer.bias is None else result - layer.base_layer.bias
+    else:
+        plain = nn.functional.linear(seen, dequantize_module_weight(layer.base_layer).to(x.dtype))
+    product = nn.functional.linear(nn.functional.linear(seen, matrices.down), matrices.up)
+    # The difference from 1 is taken in fp32: in bf16 it would be lost.
+    return result + (matrices.gain - 1).to(x.dtype) * plain + (scaling * matrices.gain).to(x.dtype) * product
+
+
+def _matrices(layer: Any, switch: RoleSwitch, adapter: str, dtype: torch.dtype) -> Matrices:
+    key = (id(layer), adapter)
     if switch.cast is not None and key in switch.cast:
         return switch.cast[key]
-    pair = layer.lora_A[role].weight.to(dtype), layer.lora_B[role].weight.to(dtype)
+    matrices = Matrices(layer.lora_A[adapter].weight.to(dtype), layer.lora_B[adapter].weight.to(dtype),
+                        _gain(layer, adapter))
     if switch.cast is not None:
-        switch.cast[key] = pair
-    return pair
+        switch.cast[key] = matrices
+    return matrices
+
+
+def _gain(layer: Any, adapter: str) -> Float[Tensor, " o"] | None:
+    if adapter not in layer.lora_magnitude_vector:
+        return None
+    gain: Tensor = layer.lora_magnitude_vector[adapter].weight / _norm(layer, adapter)
+    return gain
+
+
+@torch.no_grad()
+def _norm(layer: Any, adapter: str) -> Float[Tensor, " o"]:
+    """|W + scaling B A| of each output, a constant under the gradient (DoRA, section 4.3)."""
+    norm: Tensor = torch.linalg.norm(_adapted_weight(layer, adapter), dim=1)
+    return norm
+
+
+def _adapted_weight(layer: Any, adapter: str) -> Float[Tensor, "o i"]:
+    """W + scaling B A, fp32."""
+    weight = dequantize_module_weight(layer.base_layer).float()
+    return torch.addmm(weight, layer.lora_B[adapter].weight, layer.lora_A[adapter].weight, alpha=layer.scaling[adapter])
 
 
 def _block_forward(forward: Callable[..., Tensor], switch: RoleSwitch, *args: Any, **kwargs: Any) -> Tensor:

@@ -7,14 +7,14 @@ import json
 import shutil
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -22,12 +22,20 @@ from rlhflab.config import Lora
 from rlhflab.core.batch import Batch
 from rlhflab.core.logprobs import TokenScores, token_scores
 from rlhflab.errors import ModelError
+from rlhflab.model.adapters import ADAPTER_CONFIG, lora_of, peft_config, read_lora
 from rlhflab.model.attention import branch_mask
 from rlhflab.model.load import Base, load_base
-from rlhflab.model.roles import RoleSwitch, recompute_in_role, take_over
+from rlhflab.model.roles import (
+    RoleSwitch,
+    concatenate,
+    lora_layers,
+    merged_weight,
+    recompute_in_role,
+    start_magnitudes,
+    take_over,
+)
 
-ADAPTER, ADAPTER_CONFIG, HEAD, RECORD = "adapter_model.safetensors", "adapter_config.json", "head.safetensors", \
-    "rlhflab.json"
+ADAPTER, HEAD, RECORD = "adapter_model.safetensors", "head.safetensors", "rlhflab.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,17 +68,19 @@ class SharedModel:
         self._heads = nn.ModuleDict()
         self._switch = RoleSwitch()
         blocks: Any = self.decoder.layers
+        self._layers = len(blocks)
         self._linear_layers = sorted({name.rpartition(".")[2] for name, layer in blocks.named_modules()
                                       if isinstance(layer, nn.Linear)})
         recompute_in_role(blocks, self._switch)
         self._check_unembedding()
 
     @classmethod
-    def load(cls, name: str, *, dtype: str = "bfloat16", device: str = "auto") -> "SharedModel":
+    def load(cls, name: str, *, dtype: str = "bfloat16", device: str = "auto",
+             quantize: str | None = None) -> "SharedModel":
         """The base model `name`. ModelError says what is missing."""
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(load_base(name, dtype=getattr(torch, dtype), device=device))
+        return cls(load_base(name, dtype=getattr(torch, dtype), device=device, quantize=quantize))
 
     # -- reading the model in a role -------------------------------------------------------------------------------
 
@@ -120,19 +130,24 @@ class SharedModel:
 
     # -- roles -----------------------------------------------------------------------------------------------------
 
-    def add_role(self, name: str, lora: Lora, *, copy_of: str | None = None, trainable: bool = True,
-                 head: Literal["none", "zero", "random"] = "none", seed: int = 0) -> None:
+    def add_role(self, name: str, lora: Lora, *, copy_of: str | None = None, on: str | None = None,
+                 trainable: bool = True, head: Literal["none", "zero", "random"] = "none", seed: int = 0) -> None:
         """A new role: a fresh adapter (its product is 0, so it starts as the base) or a copy of another role's.
 
+        `on` names a role the fresh adapter is stacked on: it starts as that role, and trains only its own part.
         A `random` head is drawn from N(0, 1/(d+1)) (Stiennon et al. 2020), a `zero` head says 0 of everything.
         """
+        below = () if on is None else self._switch.stacks[on]
         if copy_of is not None:
-            lora = self._lora_of(copy_of)
+            lora, below = self.lora_of(copy_of), self._switch.stacks[copy_of][:-1]
         if not trainable:  # what is compared with is not drawn anew every time
             lora = lora.model_copy(update={"dropout": 0.0})
+        if below and (lora.dora or any(self.lora_of(part).dora for part in below)):
+            raise ModelError(f"role {name}: a DoRA adapter cannot be stacked, since it scales the whole layer and does "
+                             "not add up with another; use LoRA or rsLoRA for both")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self._add_adapter(name, self._peft_config(lora))
+            self._add_adapter(name, lora)
             if head != "none":
                 linear = nn.Linear(self.width, 1, bias=False, device=self.device)
                 nn.init.normal_(linear.weight, std=0.0 if head == "zero" else (self.width + 1) ** -0.5)
@@ -141,17 +156,21 @@ class SharedModel:
             self._load_adapter(name, {key: tensor.clone() for key, tensor in self.adapter(copy_of).items()})
         self.records[name] = RoleRecord(base=self.base.name, base_digest=self.base.digest, head=head != "none")
         self._trainable[name] = trainable
+        self._switch.stacks[name] = (*below, name)
         self._set_flags()
 
     def drop_role(self, name: str) -> None:
-        """Forget a role and free its tensors."""
+        """Forget a role and free its tensors. ModelError while another role stands on it."""
         assert self._peft is not None
+        above = [role for role, stack in self._switch.stacks.items() if name in stack[:-1]]
+        if above:
+            raise ModelError(f"role {name} cannot be dropped: {above[0]} stands on it")
         with warnings.catch_warnings():  # PEFT's own idea of an active adapter is not used here
             warnings.simplefilter("ignore", UserWarning)
             self._peft.delete_adapter(name)
         if name in self._heads:
             del self._heads[name]
-        del self.records[name], self._trainable[name]
+        del self.records[name], self._trainable[name], self._switch.stacks[name]
         self._set_flags()
 
     @torch.no_grad()
@@ -165,13 +184,13 @@ class SharedModel:
             own.lerp_(other, mix)
 
     def adapter(self, role: str) -> dict[str, Tensor]:
-        """The role's LoRA tensors under the names PEFT stores them by."""
+        """The role's own LoRA tensors, without those it stands on, under the names PEFT stores them by."""
         assert self._peft is not None
         state: dict[str, Tensor] = get_peft_model_state_dict(self._peft, adapter_name=role, save_embedding_layers=False)
         return state
 
     def parameters(self, role: str) -> list[nn.Parameter]:
-        """The role's adapter weights, fp32, without its head."""
+        """The role's own adapter weights, fp32, without its head and without what it stands on."""
         assert self._peft is not None
         return [p for name, p in self._peft.named_parameters() if f".{role}." in name and "lora_" in name]
 
@@ -179,35 +198,71 @@ class SharedModel:
         """The weights of the role's scalar head; none where it has no head."""
         return list(self._heads[role].parameters()) if role in self._heads else []
 
-    def _add_adapter(self, name: str, config: LoraConfig) -> None:
+    def lora_of(self, role: str) -> Lora:
+        """Shape and scale of the role's own adapter."""
+        assert self._peft is not None
+        return lora_of(self._peft.peft_config[role].to_dict(), layers=self._layers, where=f"role {role}")
+
+    def stacked(self, role: str) -> bool:
+        """Whether the role stands on another one."""
+        return len(self._switch.stacks[role]) > 1
+
+    def merged_weights(self, role: str) -> dict[str, Tensor]:
+        """Weights of the adapted layers with the role folded in, by their name in the base; new tensors.
+
+        The base in memory is not written. ModelError where that cannot be exact enough: a base in 4 bits.
+        """
+        if self.stacked(role):
+            raise ModelError(f"role {role} is stacked; save it, and merge the one adapter that was saved")
+        if self.base.quantized:
+            raise ModelError(f"{self.base.name} is loaded in 4 bits, where nothing can be merged; load it in float32")
+        return {f"{name}.weight": merged_weight(layer, role)
+                for name, layer in lora_layers(self.base.model, role).items()}
+
+    def _add_adapter(self, name: str, lora: Lora) -> None:
         if name in self.records:
             raise ModelError(f"role {name} exists already")
-        if self._peft is None:
-            with warnings.catch_warnings():  # PEFT asks transformers for a property under its old name
-                warnings.simplefilter("ignore", FutureWarning)
-                self._peft = PeftModel(self.base.model, config, adapter_name=name)
-        else:
-            self._peft.add_adapter(name, config)
+        config = peft_config(lora, base=self.base.name, linear=self._linear_layers, layers=self._layers)
+        try:
+            if self._peft is None:
+                with warnings.catch_warnings():  # PEFT asks transformers for a property under its old name
+                    warnings.simplefilter("ignore", FutureWarning)
+                    self._peft = PeftModel(self.base.model, config, adapter_name=name)
+            else:
+                self._peft.add_adapter(name, config)
+        except ValueError as error:  # no layer has such a name
+            raise ModelError(f"lora: {self.base.name} cannot be adapted so: {' '.join(str(error).split())}") from error
         take_over(self._peft, self._switch)
-
-    def _peft_config(self, lora: Lora) -> LoraConfig:
-        targets = self._linear_layers if lora.targets == "all-linear" else lora.targets
-        return LoraConfig(r=lora.rank, lora_alpha=lora.alpha,  # type: ignore[arg-type]
-                          lora_dropout=lora.dropout, target_modules=targets,
-                          base_model_name_or_path=self.base.name, task_type="CAUSAL_LM")
+        start_magnitudes(self._peft, name)
 
     def _load_adapter(self, name: str, tensors: dict[str, Tensor]) -> None:
         assert self._peft is not None
+        missing = sorted(self.adapter(name).keys() - tensors.keys())
+        if missing:
+            raise ModelError(f"role {name}: tensor {missing[0]} is missing from its file")
         problems: Any = set_peft_model_state_dict(self._peft, tensors, adapter_name=name)
         if problems.unexpected_keys:
             raise ModelError(f"role {name}: tensor {problems.unexpected_keys[0]} fits no layer of {self.base.name}")
 
-    def _lora_of(self, role: str) -> Lora:
+    @contextmanager
+    def _as_one(self, role: str) -> Iterator[str]:
+        """Name of a role whose own adapter is all of `role`: a passing one where `role` is stacked."""
+        parts = self._switch.stacks[role]
+        if len(parts) == 1:
+            yield role
+            return
         assert self._peft is not None
-        config: Any = self._peft.peft_config[role]
-        targets = config.target_modules
-        return Lora(rank=config.r, alpha=config.lora_alpha, dropout=config.lora_dropout,
-                    targets=targets if isinstance(targets, str) else sorted(targets))
+        layers = [name for part in parts for name in lora_layers(self._peft, part)]
+        rank = sum(self.lora_of(part).rank for part in parts)
+        first = min(int(name.rpartition("layers.")[2].partition(".")[0]) for name in layers)
+        whole = f"{role}-as-one"
+        self.add_role(whole, Lora(rank=rank, alpha=rank, targets=sorted({name.rpartition(".")[2] for name in layers}),
+                                  last_layers=self._layers - first if first else None), trainable=False)
+        try:
+            concatenate(self._peft, parts, whole)
+            yield whole
+        finally:
+            self.drop_role(whole)
 
     def _set_flags(self) -> None:
         """requires_grad is a property of the role, set when roles change, never by using one."""
@@ -217,16 +272,23 @@ class SharedModel:
 
     # -- files -----------------------------------------------------------------------------------------------------
 
-    def save_role(self, role: str, folder: Path) -> None:
-        """Write the role in PEFT's format, with its head and record beside it, into a folder that must not exist."""
-        assert self._peft is not None
+    def save_role(self, role: str, folder: Path, *, alone: bool = False) -> None:
+        """Write the role in PEFT's format, with its head and record beside it, into a folder that must not exist.
+
+        A stacked role is written as one adapter (servers take one), or, `alone`, without what it stands on, so that
+        `restore_role` can put it back.
+        """
         unfinished = folder.with_name(f".{folder.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)  # left by a run that was killed here
         unfinished.mkdir(parents=True)
-        save_file({key: tensor.contiguous() for key, tensor in self.adapter(role).items()}, unfinished / ADAPTER)
-        config = self._peft_config(self._lora_of(role)).to_dict()
-        # PEFT keeps the targets as a set, whose order changes from process to process.
-        config |= {"inference_mode": True, "target_modules": sorted(config["target_modules"])}
+        with nullcontext(role) if alone else self._as_one(role) as one:
+            save_file({key: tensor.contiguous() for key, tensor in self.adapter(one).items()}, unfinished / ADAPTER)
+            config = peft_config(self.lora_of(one), base=self.base.name, linear=self._linear_layers,
+                                 layers=self._layers).to_dict()
+        if not isinstance(config["target_modules"], str):
+            # PEFT keeps the names as a set, whose order changes from process to process.
+            config["target_modules"] = sorted(config["target_modules"])
+        config["inference_mode"] = True
         (unfinished / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True))
         if role in self._heads:
             save_file({"weight": self.head_parameters(role)[0].detach().contiguous()}, unfinished / HEAD)
@@ -245,7 +307,7 @@ class SharedModel:
                              f"not on {self.base.name} ({self.base.digest[:12]})")
         if head == "stored" and not (folder / HEAD).is_file():
             raise ModelError(f"{folder}: has no {HEAD}; a reward role needs its scalar head")
-        lora = _read_lora(folder)
+        lora = read_lora(folder, layers=self._layers)
         self.add_role(name, lora, trainable=trainable, head="zero" if head == "stored" else head, seed=seed)
         self._load_adapter(name, load_file(folder / ADAPTER, device=str(self.device)))
         if head == "stored":
@@ -281,15 +343,3 @@ def _read_record(folder: Path) -> RoleRecord | None:
         return RoleRecord(**json.loads(path.read_text()))
     except (TypeError, ValueError) as error:
         raise ModelError(f"{path}: is not a role record: {error}") from error
-
-
-def _read_lora(folder: Path) -> Lora:
-    path = folder / ADAPTER_CONFIG
-    try:
-        stored = json.loads(path.read_text())
-        for feature in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save"):
-            if stored.get(feature):
-                raise ModelError(f"{path}: {feature} is set; only plain LoRA adapters can be loaded")
-        return Lora(rank=stored["r"], alpha=stored["lora_alpha"], dropout=0.0, targets=stored["target_modules"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{path}: is not a LoRA configuration: {error!r}") from error

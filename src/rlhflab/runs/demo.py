@@ -212,7 +212,7 @@ class Demo:
 
     def _load_lab(self) -> Lab:
         run = self._recipe("sft")
-        return Lab.load(run.model, dtype=run.dtype, device=run.device, progress=self.progress)
+        return Lab.load(run.model, dtype=run.dtype, device=run.device, quantize=run.quantize, progress=self.progress)
 
     def _recipe(self, kind: str, *overrides: str) -> Run:
         """The recipe of `kind` on this demo's model, seed and SFT policy; the last of two equal flags counts."""

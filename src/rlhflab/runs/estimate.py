@@ -38,7 +38,8 @@ def describe_run(run: Run) -> dict[str, Any]:
     tokens = items * sum(lengths) / len(lengths)
     passes: float = PASSES[run.kind] + (4 * run.epochs if isinstance(run, PpoRun) else 0)
     bytes_each = torch.empty(0, dtype=getattr(torch, run.dtype)).element_size()
-    adapter = 2 * run.lora.rank * config.num_hidden_layers * 7 * config.hidden_size * 1.5
+    adapted = min(run.lora.last_layers or config.num_hidden_layers, config.num_hidden_layers)
+    adapter = 2 * run.lora.rank * adapted * 7 * config.hidden_size * 1.5
     trained = 2 if isinstance(run, PpoRun) else 1
     widest = max(run.micro_tokens, *lengths)
     kept = (1 if run.recompute else config.num_hidden_layers) * config.hidden_size * ACTIVATIONS * bytes_each / 2

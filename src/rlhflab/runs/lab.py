@@ -10,6 +10,9 @@ from rlhflab.errors import ConfigError
 from rlhflab.model.shared import SharedModel
 from rlhflab.progress import Progress
 
+START = "start"
+"""Role of the frozen adapter that stacked roles stand on."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lab:
@@ -20,25 +23,31 @@ class Lab:
     progress: Progress
 
     @classmethod
-    def load(cls, name: str, *, dtype: str = "bfloat16", device: str = "auto", progress: Progress) -> "Lab":
+    def load(cls, name: str, *, dtype: str = "bfloat16", device: str = "auto", quantize: str | None = None,
+             progress: Progress) -> "Lab":
         """The model `name`, ready for roles."""
-        model = SharedModel.load(name, dtype=dtype, device=device)
+        model = SharedModel.load(name, dtype=dtype, device=device, quantize=quantize)
         return cls(model=model, chat=ChatFormat(model.tokenizer), progress=progress)
 
     def start_role(self, name: str, run: Run, *, head: Literal["none", "zero", "random"] = "none") -> None:
-        """A trainable role: a copy of the adapter `run.start`, or a fresh adapter on the base."""
+        """A trainable role: a fresh adapter on the base, a copy of the adapter `run.start`, or a fresh one on it."""
         if run.max_length > self.model.context:
             raise ConfigError(f"max_length: {run.max_length} tokens do not fit the context of {run.model}, which is "
                               f"{self.model.context}")
         if run.start is None:
             self.model.add_role(name, run.lora, head=head, seed=run.seed)
+        elif run.stack:
+            if START not in self.model.records:
+                self.model.load_role(START, Path(run.start))
+            self.model.add_role(name, run.lora, on=START, head=head, seed=run.seed)
         else:
             self.model.load_role(name, Path(run.start), trainable=True, head=head, seed=run.seed)
 
     def freeze_reference(self, run: Run, *, of: str = "policy", moves: bool = False) -> str | None:
-        """The policy as it starts, kept: a frozen copy of its adapter, or the base itself (None).
+        """The policy as it starts, kept: a frozen copy of its own adapter, or the base itself (None).
 
-        A reference that `moves` is an adapter in any case, since the base stays what it is.
+        The copy of a stacked policy stands on the same frozen start, to which it adds 0. A reference that `moves` is an
+        adapter in any case, since the base stays what it is.
         """
         if run.start is None and not moves:
             return None
@@ -47,5 +56,5 @@ class Lab:
 
     def drop_roles(self) -> None:
         """Free every role."""
-        for role in list(self.model.records):
+        for role in reversed(list(self.model.records)):  # a stacked role before what it stands on
             self.model.drop_role(role)

@@ -22,6 +22,7 @@ from rlhflab.rollout.scoring import score_trees
 from rlhflab.runs import sources
 from rlhflab.runs.folder import RunFolder
 from rlhflab.runs.lab import Lab
+from rlhflab.runs.probes import first_step, reread_roles, scores_by_batch, trained_ends
 from rlhflab.scenarios.base import Scenario
 from rlhflab.scenarios.gold import count_words
 from rlhflab.train.checkpoint import Checkpoints
@@ -46,13 +47,14 @@ def sft_stage(run: SftRun, lab: Lab, folder: RunFolder) -> Summary:
     trees = [sources.conversation_tree(lab.chat, each) for each in conversations]
     ids = [each.id for each in conversations]
     trees = sources.fitting(run, trees, [len(tree) for tree in trees], ids, lab.progress)
+    end_token_share = trained_ends(lab, trees)
     lab.start_role("policy", run)
     total = len(Schedule.of(run, len(trees)))
     kept = checkpoints(run, folder, "policy")
     loop = train_sft(run, lab.model, trees, saved=go_on(kept, lab, folder))
     tokens = follow(loop, lab, folder, kept, "SFT", total, show=("loss",))
     lab.model.save_role("policy", folder.path / "roles" / "policy")
-    return {"demonstrations": len(trees), "tokens": tokens}
+    return {"demonstrations": len(trees), "tokens": tokens, "end_token_share": end_token_share}
 
 
 def reward_stage(run: RewardRun, lab: Lab, folder: RunFolder) -> Summary:
@@ -78,10 +80,11 @@ def reward_stage(run: RewardRun, lab: Lab, folder: RunFolder) -> Summary:
     lab.model.records["reward"] = replace(lab.model.records["reward"], score_mean=float(every.mean()),
                                           score_std=max(float(every.std(unbiased=False)), 1e-6))
     lab.model.save_role("reward", folder.path / "roles" / "reward")
+    probes = scores_by_batch(lab, [each.tree for each in unseen], role="reward")
     of_pairs = torch.cat([torch.stack([score[list(side)] for side in (each.chosen, each.rejected)], dim=1)
                           for each, score in zip(unseen, scores[len(seen):], strict=True)]).numpy()
     return {"prompts": len(train), "pairs": sum(map(len, train)), "held_out_pairs": len(of_pairs), "tokens": tokens,
-            **reward_quality([pair for group in train for pair in group],
+            "probes": probes, **reward_quality([pair for group in train for pair in group],
                              [pair for group in held_out for pair in group], of_pairs, task)}
 
 
@@ -92,12 +95,13 @@ def dpo_stage(run: DpoRun, lab: Lab, folder: RunFolder) -> Summary:
     loop_of: Callable[..., Iterator[Step]]
     if goal.on_thumbs:
         judged = thumbs = fitting_thumbs(run, lab)
-        thumb_trees = [sources.thumb_tree(lab.chat, group) for group in sources.group_by_prompt(thumbs)]
-        loop_of, prompts = partial(train_thumbs, run, lab.model, thumb_trees), len(thumb_trees)
+        of_thumbs = [sources.thumb_tree(lab.chat, group) for group in sources.group_by_prompt(thumbs)]
+        loop_of, trees = partial(train_thumbs, run, lab.model, of_thumbs), [each.tree for each in of_thumbs]
     else:
         judged = pairs = fitting_pairs(run, lab)
-        preferences = [sources.preference_tree(lab.chat, group) for group in sources.group_by_prompt(pairs)]
-        loop_of, prompts = partial(train_dpo, run, lab.model, preferences), len(preferences)
+        of_pairs = [sources.preference_tree(lab.chat, group) for group in sources.group_by_prompt(pairs)]
+        loop_of, trees = partial(train_dpo, run, lab.model, of_pairs), [each.tree for each in of_pairs]
+    end_token_share = trained_ends(lab, trees)
     lab.start_role("policy", run)
     reference = lab.freeze_reference(run, moves=run.reference_ema is not None) if goal.has_reference else None
     kept = checkpoints(run, folder, "policy", *(["reference"] if run.reference_ema else []))
@@ -105,9 +109,10 @@ def dpo_stage(run: DpoRun, lab: Lab, folder: RunFolder) -> Summary:
     probe = Probe(prompts=asked, chat=lab.chat, max_new_tokens=run.probe_tokens, seed=run.seed)
     loop = loop_of(reference=reference, probe=probe if asked and goal.has_reference else None,
                    saved=go_on(kept, lab, folder))
-    tokens = follow(loop, lab, folder, kept, "DPO", len(Schedule.of(run, prompts)), show=("loss", "accuracy"))
+    tokens = follow(loop, lab, folder, kept, "DPO", len(Schedule.of(run, len(trees))), show=("loss", "accuracy"))
     lab.model.save_role("policy", folder.path / "roles" / "policy")
-    return {"prompts": prompts, "thumbs" if goal.on_thumbs else "pairs": len(judged), "tokens": tokens}
+    return {"prompts": len(trees), "thumbs" if goal.on_thumbs else "pairs": len(judged), "tokens": tokens,
+            "end_token_share": end_token_share}
 
 
 def ppo_stage(run: PpoRun, lab: Lab, folder: RunFolder) -> Summary:
@@ -144,6 +149,8 @@ def run_stage(run: Run, lab: Lab, folder: RunFolder) -> Summary:
     folder.discard("roles")  # saved by a process that was killed before its summary
     try:
         summary = STAGES[run.kind](run, lab, folder)
+        summary["probes"] = {**first_step(folder), **summary.get("probes", {}),
+                             "reread": reread_roles(lab, folder.path / "roles")}
     finally:
         lab.drop_roles()
     folder.write_json("summary.json", summary)

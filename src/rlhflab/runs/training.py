@@ -38,7 +38,8 @@ def resume_training(path: Path, *, progress: Progress) -> Path:
 
 def _load(run: Run, progress: Progress) -> Lab:
     progress.say(f"Loading {run.model} ...")
-    return Lab.load(run.model, dtype=run.dtype, device=run.device, progress=progress)
+    return Lab.load(run.model, dtype=run.dtype, device=run.device, quantize=run.quantize,
+                    progress=progress)
 
 
 def _train(run: Run, lab: Lab, folder: RunFolder) -> Path:

@@ -52,7 +52,7 @@ class Checkpoints:
         try:
             (unfinished / ROLES).mkdir(parents=True)
             for role in self.roles:
-                model.save_role(role, unfinished / ROLES / role)
+                model.save_role(role, unfinished / ROLES / role, alone=True)
             save_file(dict(saved.tensors), unfinished / TENSORS)
             (unfinished / STATE).write_text(json.dumps(
                 {"step": saved.step, "number": saved.number, "carried": saved.carried}))

@@ -39,7 +39,7 @@ def train_dpo(run: DpoRun, model: SharedModel, preferences: Sequence[PreferenceT
             reference_logprob = compared.logprobs([indices[i] for i in part], batch) if compared else None
             policy = model.logprobs(batch, role).logprob
             if state.number == 0 and reference_logprob is not None:
-                refuse_wrong_reference(policy.detach(), reference_logprob, role=role, name=reference)
+                state.note(refuse_wrong_reference(policy.detach(), reference_logprob, role=role, name=reference))
             chosen, rejected = (side.to(model.device) for side in pair_index([step[i] for i in part]))
             loss = pair_loss(run, goal.loss_of, policy, reference_logprob, batch, chosen, rejected)
             (loss.each.sum() / pairs).backward()

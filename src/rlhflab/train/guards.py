@@ -1,29 +1,42 @@
 """Checks that a run learns from what it thinks it learns from. Each stops a run with a sentence."""
 
+from collections.abc import Iterable, Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rlhflab.core.batch import TokenAnswer, Tree, pack
 from rlhflab.core.returns import kl_k3
 from rlhflab.errors import RunError
+from rlhflab.model.shared import SharedModel
 
 START_KL = 1e-4
 """Largest KL(policy, reference) of a fresh run, nats a token."""
 
 
 def refuse_wrong_reference(policy: Float[Tensor, " s"], reference: Float[Tensor, " s"], *, role: str,
-                           name: str | None) -> None:
-    """A policy that starts elsewhere than its reference is punished for the start, not for what it learns."""
-    kl = float(kl_k3(policy, reference).mean())
+                           name: str | None) -> dict[str, Tensor]:
+    """A policy that starts elsewhere than its reference is punished for the start, not for what it learns.
+
+    Returns the KL of each token, to be noted with the first step.
+    """
+    each = kl_k3(policy, reference)
+    kl = float(each.mean())
     if not kl <= START_KL:
         raise RunError(f"KL({role}, {name or 'base'}) is {kl:.2g} nats a token before the first step, where it must be "
                        f"below {START_KL:g}: the reference is not what the policy started from")
+    return {"start_kl": each}
 
 
 def engine_gap(engine: Float[Tensor, " s"], trainer: Float[Tensor, " s"]) -> dict[str, float]:
     """How far the log-probs of the sampler and of the training forward lie apart, nats a token."""
-    gap = (engine - trainer).abs()
-    return {"engine_gap_max": float(gap.max()), "engine_gap_mean": float(gap.mean())}
+    return _gap("engine_gap", engine - trainer)
+
+
+def _gap(name: str, difference: Tensor) -> dict[str, float]:
+    size = difference.abs()
+    return {f"{name}_max": float(size.max()), f"{name}_mean": float(size.mean())}
 
 
 def refuse_engine_gap(gap: dict[str, float], *, dtype: torch.dtype) -> None:
@@ -32,3 +45,58 @@ def refuse_engine_gap(gap: dict[str, float], *, dtype: torch.dtype) -> None:
     if not gap[name] <= limit:
         raise RunError(f"sampler and trainer disagree about the log-probs of the same tokens ({name} {gap[name]:.3g} "
                        f"nats, limit {limit:g}): they do not run the same weights")
+
+
+def end_token_share(trees: Iterable[Tree], end_id: int) -> float:
+    """Share of the targets whose end-of-turn token is trained. A target is a run of scored tokens: one turn."""
+    ends = [answer.ids[last] == end_id for tree in trees for answer in tree.answers for last in _turn_ends(answer)]
+    return sum(ends) / len(ends) if ends else 0.0
+
+
+def _turn_ends(answer: TokenAnswer) -> list[int]:
+    scored = answer.scored or (True,) * len(answer.ids)
+    return [i for i, counts in enumerate(scored) if counts and not (i + 1 < len(scored) and scored[i + 1])]
+
+
+@torch.no_grad()
+def batch_gap(model: SharedModel, trees: Sequence[Tree], *, role: str) -> dict[str, float]:
+    """How far the raw scores of answers lie apart that are read alone, all in one batch, and in reversed order."""
+    alone = [Tree(prompt=tree.prompt, answers=(answer,)) for tree in trees for answer in tree.answers]
+    backwards = [Tree(prompt=tree.prompt, answers=tree.answers[::-1]) for tree in trees[::-1]]
+
+    def scores(batch: Sequence[Tree]) -> Tensor:
+        return model.score(pack(batch).to(model.device), role)
+
+    each = torch.cat([scores([tree]) for tree in alone])
+    return _gap("batch_gap", torch.stack([scores(trees), scores(backwards).flip(0)]) - each)
+
+
+def refuse_batch_gap(gap: dict[str, float], *, sigma: float, dtype: torch.dtype) -> None:
+    """A score is a property of the answer. fp32: at most 1e-4 for any; bf16: at most .02 `sigma` in the mean.
+
+    In bf16 a sum in another order moves single scores of a 30-layer model by up to .04 of their deviation `sigma`.
+    """
+    name, limit = ("batch_gap_max", 1e-4) if dtype == torch.float32 else ("batch_gap_mean", 0.02 * sigma)
+    if not gap[name] <= limit:
+        raise RunError(f"the score of an answer depends on what it is batched with: alone, in one batch and in "
+                       f"reversed order it differs ({name} {gap[name]:.3g}, limit {limit:.3g})")
+
+
+@torch.no_grad()
+def reading_gap(model: SharedModel, trees: Sequence[Tree], role: str, other: str) -> dict[str, float]:
+    """How far apart two roles read the same answers: raw scores where they have a head, else nats a token."""
+    batch = pack(trees).to(model.device)
+
+    def read(name: str) -> Tensor:
+        return model.score(batch, name) if model.head_parameters(role) else model.logprobs(batch, name).logprob
+
+    return _gap("reading_gap", read(role) - read(other))
+
+
+def refuse_reading_gap(gap: dict[str, float], *, where: str, rounded: bool, dtype: torch.dtype) -> None:
+    """Weights that were written and read are the same. Where sums were `rounded`: fp32, 1e-3; bf16, .05 in the mean."""
+    name, limit = ("reading_gap_mean", 0.05) if rounded and dtype != torch.float32 else ("reading_gap_max",
+                                                                                        1e-3 if rounded else 0.0)
+    if not gap[name] <= limit:
+        raise RunError(f"{where}: loaded again, this role reads the same answers otherwise than the one that was "
+                       f"trained ({name} {gap[name]:.3g}, limit {limit:g}): it was not saved as it is")

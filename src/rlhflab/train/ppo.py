@@ -51,7 +51,7 @@ def train_ppo(run: PpoRun, model: SharedModel, prompts: Sequence[Prompt], *, cha
         experience = gather_experience(run, model, rollouts, scores, role=role, value_role=value_role,
                                        reference=reference)
         if number == 0:
-            refuse_wrong_reference(experience.logprob, experience.reference, role=role, name=reference)
+            state.note(refuse_wrong_reference(experience.logprob, experience.reference, role=role, name=reference))
             refuse_engine_gap(engine_gap(experience.engine, experience.logprob), dtype=model.unembedding.dtype)
         for epoch in range(run.epochs):
             for trees in minibatches(len(experience.trees), run.minibatches, seed=number * 1_000_003 + epoch):

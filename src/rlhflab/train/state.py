@@ -203,10 +203,11 @@ class TrainState:
             return
         self._seen_to_move = True
         parameters, rate = self._groups[0]
-        moved = any(not torch.equal(old, new) for old, new in zip(before, parameters, strict=True))
+        change = max(float((new.detach() - old).abs().max()) for old, new in zip(before, parameters, strict=True))
         if not math.isfinite(norm):
             raise RunError("the gradient of the first step is not finite; lower the learning rate or use float32")
-        if rate > 0 and (norm == 0 or not moved):
+        self.note({"first_change": torch.tensor(change)})
+        if rate > 0 and (norm == 0 or change == 0):
             raise RunError(f"no adapter weight moved in the first step (gradient norm {norm:g}, learning rate "
                            f"{rate:g}); nothing would be learnt: check that the data "
                            "has scored tokens and the role is trainable")

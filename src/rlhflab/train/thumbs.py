@@ -46,7 +46,7 @@ def train_thumbs(run: DpoRun, model: SharedModel, thumbs: Sequence[ThumbTree], *
             reference_logprob = compared.logprobs([indices[i] for i in part], batch)
             policy = model.logprobs(batch, role).logprob
             if state.number == 0:
-                refuse_wrong_reference(policy.detach(), reference_logprob, role=role, name=reference)
+                state.note(refuse_wrong_reference(policy.detach(), reference_logprob, role=role, name=reference))
             answers, good = (each.to(model.device) for each in thumb_index([step[i] for i in part]))
             of_thumbs = answer_logprobs(policy, reference_logprob, batch.owner, batch.answers).of(answers)
             loss = goal.loss_of(of_thumbs, good, torch.tensor(baseline, device=model.device))
