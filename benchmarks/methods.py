@@ -44,7 +44,8 @@ def arms(demo: Path, *, steps: int, seed: int) -> dict[str, dict[str, Any]]:
             **{name: {**policy, **settings} for name, settings in POLICY_METHODS.items()}}
 
 
-def run_arm(name: str, settings: dict[str, Any], lab: Lab, out: Path, before: list[Row], prompts: int) -> dict[str, Any]:
+def run_arm(name: str, settings: dict[str, Any], lab: Lab, out: Path, before: list[Row],
+            prompts: int) -> dict[str, Any]:
     """Train one arm, judge its answers, and say what came out."""
     task, began = scenario("helpdesk"), time.perf_counter()
     run = make_run(settings["kind"], {key: value for key, value in settings.items()
