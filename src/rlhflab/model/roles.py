@@ -153,7 +153,7 @@ def _add_dora(layer: Any, result: Tensor, x: Tensor, seen: Tensor, matrices: Mat
     else:
         plain = nn.functional.linear(seen, dequantize_module_weight(layer.base_layer).to(x.dtype))
     product = nn.functional.linear(nn.functional.linear(seen, matrices.down), matrices.up)
-    # The difference from 1 is taken in fp32: in bf16 it would be lost.
+    # The difference from 1 is taken in fp32: bf16 knows only 1 and 1.0078 here.
     return result + (matrices.gain - 1).to(x.dtype) * plain + (scaling * matrices.gain).to(x.dtype) * product
 
 
