@@ -17,6 +17,12 @@ def score_trees(model: SharedModel, trees: Sequence[Tree], *, role: str,
     return read_trees(model, trees, lambda batch: model.score(batch, role), per="answer", micro_tokens=micro_tokens)
 
 
+def score_members(model: SharedModel, trees: Sequence[Tree], *, role: str,
+                  micro_tokens: int) -> list[Float[Tensor, "n k"]]:
+    """Raw outputs of the role's head for the answers of each tree, on the CPU."""
+    return read_trees(model, trees, lambda batch: model.outputs(batch, role), per="answer", micro_tokens=micro_tokens)
+
+
 def tree_logprobs(model: SharedModel, trees: Sequence[Tree], *, role: str | None, micro_tokens: int,
                   temperature: float = 1.0) -> list[Float[Tensor, " s"]]:
     """Log-probs of the scored tokens of each tree, its answers one after the other, on the CPU."""
