@@ -124,7 +124,8 @@ def length_loss(quality: Float[Tensor, " n"], length: Float[Tensor, " n"], token
 def correlation(x: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> Float[Tensor, ""]:
     """Pearson's; 0 where one of the two does not vary."""
     x, y = x - x.mean(), y - y.mean()
-    return (x * y).sum() / (x.norm() * y.norm()).clamp(min=1e-12)
+    value: Tensor = (x * y).sum() / (x.norm() * y.norm()).clamp(min=1e-12)
+    return value
 
 
 def ppo_policy_loss(logprob: Float[Tensor, " s"], old_logprob: Float[Tensor, " s"],

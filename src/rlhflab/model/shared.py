@@ -247,7 +247,7 @@ class SharedModel:
         """A role from a folder in PEFT's format, whoever wrote it. ModelError if a piece is missing or does not fit."""
         if not (folder / ADAPTER).is_file() or not (folder / ADAPTER_CONFIG).is_file():
             raise ModelError(f"{folder}: is not an adapter folder: it needs {ADAPTER_CONFIG} and {ADAPTER}")
-        record = _read_record(folder)
+        record = read_record(folder)
         if record is not None and record.base_digest != self.base.digest:
             raise ModelError(f"{folder}: was trained on base weights {record.base} ({record.base_digest[:12]}), "
                              f"not on {self.base.name} ({self.base.digest[:12]})")
@@ -267,7 +267,7 @@ class SharedModel:
         self._load_adapter(role, load_file(folder / ADAPTER, device=str(self.device)))
         if role in self._heads:
             self._heads[role].load_state_dict(load_file(folder / HEAD, device=str(self.device)))
-        self.records[role] = _read_record(folder) or self.records[role]
+        self.records[role] = read_record(folder) or self.records[role]
 
     def _check_unembedding(self) -> None:
         """Some architectures scale or cap their logits; log-probs computed here would silently be others."""
@@ -281,7 +281,8 @@ class SharedModel:
                              "(scaled or capped logits); such models are not supported")
 
 
-def _read_record(folder: Path) -> RoleRecord | None:
+def read_record(folder: Path) -> RoleRecord | None:
+    """The record beside an adapter, None where there is none. ModelError if it cannot be read."""
     path = folder / RECORD
     if not path.is_file():
         return None

@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rlhflab.core.batch import Tree
+from rlhflab.core.batch import TokenAnswer, Tree
 from rlhflab.core.calibration import LengthCurve, fit_length_curve
-from rlhflab.errors import ConfigError
+from rlhflab.data.chat import ChatFormat
+from rlhflab.data.types import Rollout
 from rlhflab.model.shared import RoleRecord, SharedModel
 from rlhflab.rollout.scoring import score_members
 
@@ -23,7 +24,7 @@ COMBINE: Mapping[Combine, Callable[[Tensor, float], Tensor]] = {
     "wco": lambda members, weight: members.amin(-1),
     "uwo": lambda members, weight: members.mean(-1) - weight * members.var(-1, unbiased=False),
 }
-"""Worst-case and uncertainty-weighted optimisation of Coste et al. 2023 (arXiv:2310.02743, section 3.2)."""
+"""Worst-case and uncertainty-weighted optimisation of Coste et al. 2023 (arXiv:2310.02743)."""
 
 
 def role_scores(model: SharedModel, trees: Sequence[Tree], *, role: str, micro_tokens: int, combine: Combine = "mean",
@@ -40,8 +41,7 @@ def combined(record: RoleRecord, outputs: Float[Tensor, "n k"], tokens: Float[Te
              length_correction: bool = False) -> Float[Tensor, " n"]:
     """One score of each answer from its raw outputs: every head is standardised, then corrected, then combined.
 
-    A single head has no spread, so the three ways to combine agree on it. ConfigError where a correction is asked for
-    that the record does not hold.
+    A single head has no spread, so the three ways to combine agree on it.
     """
     members = standardised(record, outputs)
     if length_correction:
@@ -57,8 +57,6 @@ def standardised(record: RoleRecord, outputs: Float[Tensor, "n k"]) -> Float[Ten
 
 def usual_for_length(record: RoleRecord, tokens: Float[Tensor, " n"]) -> Float[Tensor, "n k"]:
     """What each head usually says, standardised, of answers of so many tokens."""
-    if not record.length_curve:
-        raise ConfigError("length_correction: this reward role holds no length curve; train it again with this version")
     lengths, *curves = (torch.tensor(each, dtype=torch.float64).numpy() for each in record.length_curve)
     read = [LengthCurve(lengths, curve).at(tokens.double().numpy()) for curve in curves]
     return torch.stack([torch.from_numpy(each) for each in read], dim=-1).float()
@@ -78,3 +76,17 @@ def scaled(record: RoleRecord, outputs: Float[Tensor, "n k"], tokens: Float[Tens
 def token_counts(trees: Sequence[Tree]) -> Float[Tensor, " n"]:
     """Tokens of each answer, with the one that ends it."""
     return torch.tensor([float(len(answer.ids)) for tree in trees for answer in tree.answers])
+
+
+def other_base(name: str, like: SharedModel) -> SharedModel:
+    """Another base model, in the dtype and on the device of `like`."""
+    return SharedModel.load(name, dtype=str(like.unembedding.dtype).removeprefix("torch."), device=str(like.device))
+
+
+def retold_trees(chat: ChatFormat, rollouts: Sequence[Rollout]) -> list[Tree]:
+    """Rollouts in the tokens of another model, each prompt and answer told again as text: one tree a rollout."""
+    def ids(rollout: Rollout) -> tuple[int, ...]:
+        whole = chat.answer(rollout.text)
+        return whole if rollout.stopped else whole[:-1] or whole
+
+    return [Tree(prompt=chat.prompt(rollout.prompt), answers=(TokenAnswer(ids=ids(rollout)),)) for rollout in rollouts]

@@ -8,7 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlhflab.core.batch import Batch, Tree, micro_batches, pack
+from rlhflab.data.types import Rollout, Score
 from rlhflab.model.shared import SharedModel
+
+Reward = Callable[[Sequence[Rollout]], list[Score]]
+"""One score a rollout, in order."""
 
 
 def score_trees(model: SharedModel, trees: Sequence[Tree], *, role: str,

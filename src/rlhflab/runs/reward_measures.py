@@ -32,7 +32,8 @@ def measure_role(run: RewardRun, model: SharedModel, *, seen: Sequence[Preferenc
     """Fit scale, length curve and temperature, and write them into the role's record.
 
     Scale and curve are fitted on all answers of `seen` and `unseen`, the temperature on the pairs of `unseen`, whose
-    `prompts` are given one a pair. Answers to a few prompts are enough for a scale; those held out are read in any case.
+    `prompts` are given one a pair. Answers to a few prompts are enough for a scale; those held out are read
+    in any case.
     """
     trees = [each.tree for each in (*seen, *unseen)]
     outputs = torch.cat(score_members(model, trees, role=role, micro_tokens=run.micro_tokens))

@@ -112,7 +112,7 @@ def part_heads(run: RewardRun, model: SharedModel, role: str, state: TrainState)
     """Gradient of the |cos| of the two heads, once a step."""
     (weight,) = model.head_parameters(role)
     cosine = cosine_similarity(weight[QUALITY], weight[LENGTH], dim=0)
-    (run.orthogonality * cosine.abs()).backward()  # type: ignore[no-untyped-call]
+    (run.orthogonality * cosine.abs()).backward()
     state.note({"head_cosine": cosine})
 
 
