@@ -95,8 +95,8 @@ def preference_as_reward(reward: Reward, model: SharedModel, *, samples: Annotat
 
 
 def _against(score: Score, references: Sequence[float]) -> Score:
-    if not references:
-        return Score(value=None, by=score.by, reason=score.reason or "no answer of the reference could be scored")
+    if score.value is not None and not references:
+        return Score(value=None, by=score.by, reason="no answer of the reference could be scored")
     return _with_value(score, lambda x: float(expit([x - reference for reference in references]).mean()))
 
 

@@ -62,7 +62,7 @@ def valid_json(prompt: Prompt, answer: str, *, keys: list[str] = []) -> Score:  
     """The answer is one JSON value, and with `keys` an object that has them. NaN and Infinity are not JSON."""
     try:
         value = json.loads(answer, parse_constant=_refuse)
-    except ValueError:
+    except (ValueError, RecursionError):
         return _passed(False, "json")
     return _passed(not keys or (isinstance(value, dict) and set(keys) <= set(value)), "json")
 
