@@ -33,6 +33,11 @@ def longer(questions: Sequence[Prompt]) -> list[str]:
     return ["A" if len(shown(q)[0]) > len(shown(q)[1]) else "Answer B." for q in questions]
 
 
+def never(questions: Sequence[Prompt]) -> list[str]:
+    """A judge who is not to be asked."""
+    raise AssertionError
+
+
 def judge(rollouts: Sequence[Rollout], ask: Callable[[Sequence[Prompt]], list[str]] = longer,
           against: str = "samples") -> list[Score]:
     return judged(rollouts, ask, against=against, key="value", criteria="Judge.", by="judge:x")  # type: ignore[arg-type]
@@ -83,7 +88,12 @@ def test_against_a_stored_answer() -> None:
 
 
 def test_an_answer_alone_has_nobody_to_be_compared_with() -> None:
-    assert judge([answered("a")])[0] == Score(value=None, by="judge:x", reason="there is no other sample for this prompt")
+    score = judge([answered("a")], never)[0]
+    assert score == Score(value=None, by="judge:x", reason="there is no other sample for this prompt")
+
+
+def test_equal_answers_are_not_worth_a_question() -> None:
+    assert [score.value for score in judge([answered("a"), answered("a")], never)] == [0.5, 0.5]
 
 
 def test_a_random_model_talks_nonsense_and_scores_nothing(llama: SharedModel, tmp_path: Path) -> None:

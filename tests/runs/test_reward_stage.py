@@ -19,6 +19,8 @@ from rlhflab.rollout.rewards import make_reward
 from rlhflab.rollout.scoring import score_members
 from rlhflab.runs.recipes import recipe
 from rlhflab.runs.reward_measures import opinions
+from rlhflab.train.checkpoint import Checkpoints
+from rlhflab.train.reward import LENGTH, QUALITY
 
 WORDS = [f"{first}{second}" for first in "abcdef" for second in "uvwxyz"]
 PAIRS = [{"prompt": f"Say {word}.", "chosen": word * (1 + i % 3), "rejected": "n" * (1 + i % 5)}
@@ -91,11 +93,19 @@ def test_frozen_features_are_those_of_the_start_and_its_adapter_is_stored_unchan
         assert torch.equal(stored[name], tensor)
 
 
+def test_what_is_left_of_a_length_head_is_the_quality(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Checkpoints, "drop", lambda self: None)
+    train(tmp_path, "--length_head", "true", "--steps", "2", "--checkpoint_every", "2")
+    both = load_file(tmp_path / "run" / "checkpoints" / "step-2" / "roles" / "reward" / HEAD)["weight"]
+    left = load_file(tmp_path / "run" / "roles" / "reward" / HEAD)["weight"]
+    assert torch.equal(left, both[QUALITY:QUALITY + 1]) and not torch.equal(both[QUALITY], both[LENGTH])
+
+
 def test_opinions_on_one_comparison_are_recognised_in_any_order() -> None:
     prompt = Prompt(id="p", messages=(Message(role="user", content="?"),))
     (one, yes), (same, no), (other, _) = opinions([
-        PreferencePair(prompt=prompt, chosen="a", rejected="b"), PreferencePair(prompt=prompt, chosen="b", rejected="a"),
-        PreferencePair(prompt=prompt, chosen="a", rejected="c")])
+        PreferencePair(prompt=prompt, chosen=chosen, rejected=rejected)
+        for chosen, rejected in (("a", "b"), ("b", "a"), ("a", "c"))])
     assert one == same != other and yes != no
 
 

@@ -29,7 +29,7 @@ def preferences(n: int, *, longer_wins: bool = False) -> list[PreferenceTree]:
     for i in range(n):
         more = 3 if longer_wins else i % 4
         trees.append(PreferenceTree(chosen=(0,), rejected=(1,), strength=(0.5 + i % 2 / 2,), tree=Tree(
-            prompt=tuple(range(10, 12 + i % 5)) + (30 + i,), answers=(
+            prompt=(*range(10, 12 + i % 5), 30 + i), answers=(
                 TokenAnswer(ids=(100, *range(101, 101 + more), 2)),
                 TokenAnswer(ids=(120, *range(130, 131 + i % 2), 2))))))
     return trees

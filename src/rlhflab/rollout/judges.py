@@ -88,8 +88,8 @@ def judged(rollouts: Sequence[Rollout], ask: Ask, *, against: Literal["samples",
     duels = list(dict.fromkeys(Duel.of(rollout.prompt, rollout.text, other)
                                for rollout, others in zip(rollouts, opponents, strict=True)
                                for other in others if other != rollout.text))
-    written = ask([question(each, criteria) for duel in duels
-                   for each in (duel, Duel(duel.messages, duel.b, duel.a))])
+    questions = [question(each, criteria) for duel in duels for each in (duel, Duel(duel.messages, duel.b, duel.a))]
+    written = ask(questions) if questions else []
     verdicts = {duel: verdict(duel, *written[2 * i:2 * i + 2]) for i, duel in enumerate(duels)}
     return [_share_won(rollout, others, verdicts, by, nobody=f"row {rollout.prompt.id} has no text at {key!r} of its "
                        "facts" if against == "reference" else "there is no other sample for this prompt")
