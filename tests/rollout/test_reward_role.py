@@ -47,14 +47,13 @@ def test_an_ensemble_of_one_is_the_plain_head(combine: str) -> None:
 
 def test_the_length_correction_takes_a_line_in_length_away_and_holds_it_at_the_ends() -> None:
     tokens = torch.arange(2.0, 12.0)
-    outputs = torch.stack([3 * tokens, 7 - tokens], dim=1)
+    outputs = torch.stack([3 * tokens, 7 + 2 * tokens], dim=1)
     record = scaled(RECORD, outputs, tokens)
     torch.testing.assert_close(combined(record, outputs, tokens, length_correction=True), torch.zeros(10),
                                atol=1e-5, rtol=0)
     # an answer far longer than any seen is compared with the longest seen: 3 x 100 against 3 x 11
-    beyond = combined(record, torch.tensor([[300.0, -93.0]]), torch.tensor([100.0]), length_correction=True)
-    deviation = float(tokens.std(unbiased=False))
-    assert beyond.item() == pytest.approx(((100 - 11) / deviation + (-100 + 11) / deviation) / 2, abs=1e-3)
+    beyond = combined(record, torch.tensor([[300.0, 207.0]]), torch.tensor([100.0]), length_correction=True)
+    assert beyond.item() == pytest.approx((100 - 11) / float(tokens.std(unbiased=False)), rel=1e-4)
 
 
 @pytest.mark.parametrize("outputs", [1, 3])

@@ -80,14 +80,15 @@ def test_scores_on_the_sft_answers_have_mean_zero_and_deviation_one(tmp_path: Pa
     torch.testing.assert_close(members.std(0, unbiased=False), torch.ones(2), atol=1e-3, rtol=0)
 
 
-def test_frozen_features_are_those_of_the_start_and_its_adapter_is_stored_unchanged(
-        tmp_path: Path, llama: SharedModel) -> None:
+@pytest.mark.parametrize("flags", [["--features", "frozen"], ["--heads", "3", "--optimizer.learning_rate", "0"]])
+def test_a_role_starts_as_the_adapter_it_is_given_and_without_learning_it_stays_so(
+        flags: list[str], tmp_path: Path, llama: SharedModel) -> None:
     llama.add_role("sft", Lora(rank=2), seed=4)
     with torch.no_grad():
         for parameter in llama.parameters("sft"):
             parameter.copy_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(4)))
     llama.save_role("sft", tmp_path / "sft")
-    train(tmp_path, "--features", "frozen", "--start", str(tmp_path / "sft"))
+    train(tmp_path, *flags, "--start", str(tmp_path / "sft"))
     stored = load_file(tmp_path / "run" / "roles" / "reward" / ADAPTER)
     for name, tensor in load_file(tmp_path / "sft" / ADAPTER).items():
         assert torch.equal(stored[name], tensor)

@@ -85,8 +85,8 @@ def test_a_bootstrap_draws_prompts_and_a_single_head_sees_each_once() -> None:
 def test_a_member_learns_from_the_prompts_of_its_bootstrap_alone() -> None:
     """With a frozen adapter the heads are independent: member k is a single head on the weighted pairs."""
     data = preferences(8)
-    run = reward_run(heads=3, epochs=1, optimizer={**STEADY, "learning_rate": 1e-12}, head_learning_rate=0.1,
-                     centering=0.0)
+    run = reward_run(heads=3, epochs=1, head_learning_rate=0.1, centering=0.0,
+                     optimizer={**STEADY, "learning_rate": 1e-12, "max_grad_norm": 1e9})
     model, _ = trained(run, data)
     counts = bootstrap(data, 3, seed=0)
     plain = SharedModel.load("tiny-llama", dtype="float32", device="cpu")
@@ -97,9 +97,8 @@ def test_a_member_learns_from_the_prompts_of_its_bootstrap_alone() -> None:
     (-(counts.T * torch.nn.functional.logsigmoid(gap)).sum() / (8 * 3)).backward()
     (head,) = plain.head_parameters("reward")
     assert head.grad is not None
-    torch.nn.utils.clip_grad_norm_([head], 1.0)
     expected = head.detach() - 0.1 * head.grad / (head.grad.abs() + 1e-3)  # Adam's first step
-    torch.testing.assert_close(model.head_parameters("reward")[0].detach(), expected, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(model.head_parameters("reward")[0].detach(), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("settings", [{"heads": 3}, {"length_head": True}, {"length_head": True, "length_weight": 5.0}])
