@@ -16,3 +16,18 @@ def never(messages: Sequence[Mapping[str, str]], answer: str) -> float | None:
 def early_letters(messages: Sequence[Mapping[str, str]], answer: str) -> float:
     """Share of the letters a to m: something a tiny model can learn to write more of."""
     return sum("a" <= letter <= "m" for letter in answer) / max(1, len(answer))
+
+
+def minus_ten(messages: Sequence[Mapping[str, str]], answer: str) -> float:
+    """Far below zero, whatever the answer."""
+    return -10.0
+
+
+def nan(messages: Sequence[Mapping[str, str]], answer: str) -> float:
+    """What a division of zeros would give."""
+    return float("nan")
+
+
+def infinite(messages: Sequence[Mapping[str, str]], answer: str) -> float:
+    """An overflow."""
+    return float("inf")

@@ -91,7 +91,8 @@ class Catalog(Generic[F]):
             known = ", ".join(schema.model_fields) or "none"
             raise ConfigError(f"{where}.{'.'.join(map(str, problem['loc']))}: {problem['msg']}; "
                               f"the options of {name} are: {known}") from error
-        return partial(function, **dict(checked))  # type: ignore[return-value]
+        options = {key: getattr(checked, key) for key in schema.model_fields}  # an option may be called `keys`
+        return partial(function, **options)  # type: ignore[return-value]
 
 
 def _schema(function: Callable[..., Any]) -> type[BaseModel]:

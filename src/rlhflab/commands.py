@@ -198,6 +198,21 @@ def models_command(*, as_json: Json = False) -> None:
     _print_table(_quietly(known_models), as_json)
 
 
+def average_roles_command(folders: list[Path], /, *, out: Path, as_json: Json = False) -> None:
+    """Make one reward role out of several by averaging their weights (WARM).
+
+    Args:
+        folders: Folders of saved reward roles of one base, such as runs/a/roles/reward.
+        out: The new folder.
+        as_json: Print where it is as JSON.
+    """
+    from rlhflab.model.averaging import average_roles
+
+    path = _quietly(lambda: average_roles(folders, out))
+    _print({"role": str(path)}, True) if as_json else print(
+        f"Wrote {path}. Next: reward with it, --reward '[{{\"name\": \"role\", \"path\": \"{path}\"}}]'")
+
+
 def list_command(what: str | None = None, /, *, as_json: Json = False) -> None:
     """Show the keys of a run file of one kind, or the entries of a catalogue.
 
@@ -213,7 +228,8 @@ def list_command(what: str | None = None, /, *, as_json: Json = False) -> None:
 
 COMMANDS: Mapping[str, Callable[..., None]] = {
     "demo": demo_command, "train": train_command, "sample": sample_command, "evaluate": evaluate_command,
-    "report": report_command, "export": export_command, "models": models_command, "list": list_command,
+    "report": report_command, "export": export_command, "average-roles": average_roles_command,
+    "models": models_command, "list": list_command,
 }
 """In the order of the help."""
 

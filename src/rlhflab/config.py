@@ -132,16 +132,38 @@ class SftRun(Run):
 
 
 class RewardRun(Run):
-    """A reward role and scalar head from preference pairs (Bradley-Terry)."""
+    """A reward role and its head from preference pairs (Bradley-Terry)."""
 
     kind: ClassVar[str] = "reward"
+    features: Literal["trained", "frozen"] = "trained"
+    """trained: adapter and head learn. frozen: only a linear head on the states of `start`, a convex fit in seconds."""
+    heads: int = Field(1, ge=1, le=32)
+    """Members of an ensemble that shares the adapter, each on a bootstrap of the prompts (arXiv:2310.02743)."""
+    length_head: bool = False
+    """A second head takes what length explains, and is dropped after training (ODIN, arXiv:2402.07319)."""
+    length_weight: float = Field(1.0, ge=0)
+    """Of ODIN's correlation term."""
+    orthogonality: float = Field(1.0, ge=0)
+    """Of ODIN's |cos| of the two heads."""
     held_out: float = Field(0.2, gt=0, lt=1)
     """Share of the prompts kept for the accuracy."""
     margin: float = Field(0.0, ge=0)
     """Score gap asked for, times a pair's strength (Llama 2, arXiv:2307.09288 eq. 2)."""
     centering: float = Field(0.01, ge=0)
     """Weight of (r_chosen + r_rejected)^2, which fixes the free constant (Eisenstein et al., arXiv:2312.09244)."""
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    """Share of the labels taken to be flipped."""
     head_learning_rate: float = Field(3e-3, ge=0)
+    ridge: float = Field(0.01, gt=0)
+    """Weight of half the squared norm of a head on frozen features, in units of their deviations."""
+
+    @model_validator(mode="after")
+    def _one_kind_of_head(self) -> "RewardRun":
+        if self.length_head and (self.heads > 1 or self.features == "frozen"):
+            raise ValueError("length_head: true needs heads: 1 and features: trained")
+        if self.length_head and self.lora.dropout:
+            raise ValueError("length_head: true reads every answer twice, so lora.dropout must be 0")
+        return self
 
 
 class MovingReference(Settings):
@@ -191,6 +213,10 @@ class RewardSource(Choice):
     """One term of the reward: `{name: role, path: runs/reward/roles/reward, weight: 1.0}`."""
 
     weight: float = 1.0
+    shaping: Choice | None = None
+    """What its scores go through first, such as `{name: par}`; `rlhflab list shapings` shows them."""
+    cap: float | None = Field(None, gt=0)
+    """Scores, shaped, are cut off at -cap and cap, before the weight."""
 
 
 class PpoRun(Run):

@@ -17,8 +17,8 @@ CATALOGUES: Mapping[str, str | None] = {
     "rewards": "rlhflab.rollout.rewards:reward_source",
     "detectors": None,
     "formats": None,
-    "verifiers": None,
-    "shapings": None,
+    "verifiers": "rlhflab.rollout.verifiers:verifier",
+    "shapings": "rlhflab.rollout.shaping:reward_shaping",
     "suites": None,
     "presets": None,
 }
@@ -72,7 +72,8 @@ def _cell(value: Any) -> str:
 
 def _option(field: FieldInfo) -> dict[str, Any]:
     """Type, default and range of one option of a catalogue's entry."""
-    return {"type": _type_words(field.annotation), "default": field.default, "range": _range(field) or None}
+    default = field.default.model_dump() if isinstance(field.default, Choice) else field.default
+    return {"type": _type_words(field.annotation), "default": default, "range": _range(field) or None}
 
 
 def _keys(section: Settings, prefix: str) -> Iterator[dict[str, Any]]:
@@ -116,7 +117,9 @@ def _type_words(annotation: Any) -> str:
 def _shown(value: Any) -> str:
     """A default as a run file would say it."""
     if isinstance(value, Choice):
-        return "{" + ", ".join(f"{key}: {_shown(inner)}" for key, inner in value.model_dump().items()) + "}"
+        return _shown(value.model_dump(exclude_none=True))
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_shown(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_shown, value)) + "]"
     if value is None or isinstance(value, bool):

@@ -2,10 +2,18 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from rlhflab.core.losses import Loss, bradley_terry_loss, ppo_policy_loss, ppo_value_loss
+from rlhflab.core.losses import (
+    Loss,
+    bradley_terry_loss,
+    correlation,
+    length_loss,
+    ppo_policy_loss,
+    ppo_value_loss,
+)
 
 
 def test_bradley_terry_margin_and_centering_by_hand() -> None:
@@ -13,6 +21,24 @@ def test_bradley_terry_margin_and_centering_by_hand() -> None:
                                     centering=0.1)
     # -log sigmoid(2 - 1 - 1) + 0.1 (2 + 1)^2
     assert loss.each.item() == pytest.approx(math.log(2) + 0.9)
+
+
+def test_smoothed_labels_are_flipped_with_their_margin() -> None:
+    loss = bradley_terry_loss(torch.tensor([2.0]), torch.tensor([1.0]), margin=torch.tensor([0.5]), label_smoothing=0.1)
+    # gap 1: .9 x -log sigmoid(1 - .5) + .1 x -log sigmoid(-1 - .5)
+    expected = 0.9 * math.log(1 + math.exp(-0.5)) + 0.1 * math.log(1 + math.exp(1.5))
+    assert loss.each.item() == pytest.approx(expected)
+
+
+def test_the_length_loss_by_hand_and_its_correlation_as_numpy_has_it() -> None:
+    tokens = torch.tensor([1.0, 2.0, 3.0])
+    # quality falls with length (corr -1), the length head is at right angles to it (corr 0)
+    loss = length_loss(torch.tensor([6.0, 4.0, 2.0]), torch.tensor([1.0, 0.0, 1.0]), tokens)
+    assert loss.each.item() == pytest.approx(1.0)
+    assert loss.metrics["quality_length_correlation"].item() == pytest.approx(-1.0)
+    x, y = torch.randn(7, generator=torch.Generator().manual_seed(1)), torch.arange(7.0) ** 2
+    assert correlation(x, y).item() == pytest.approx(np.corrcoef(x, y)[0, 1], abs=1e-6)
+    assert correlation(torch.ones(3), tokens).item() == 0, "what does not vary explains nothing"
 
 
 @pytest.mark.parametrize(("logratio", "advantage", "expected"), [

@@ -8,10 +8,10 @@ import torch
 
 from conftest import moved_role
 from rlhflab.config import RewardSource
-from rlhflab.data.types import Message, Prompt, Rollout
-from rlhflab.errors import ConfigError
+from rlhflab.data.types import Message, Prompt, Rollout, Score
+from rlhflab.errors import ConfigError, RunError
 from rlhflab.model.shared import SharedModel
-from rlhflab.rollout.rewards import make_reward
+from rlhflab.rollout.rewards import ConstantReward, make_reward
 from rlhflab.rollout.sampling import answer_seed, rollout_trees
 
 PROMPT = Prompt(id="p", messages=(Message(role="user", content="Say it."),))
@@ -49,7 +49,69 @@ def test_a_role_scores_in_deviations_of_its_sft_samples(llama: SharedModel, tmp_
     torch.testing.assert_close(normalised, (raw - 2.0) / 0.5, atol=1e-4, rtol=1e-4)
 
 
+def test_each_term_is_capped_before_its_weight(llama: SharedModel) -> None:
+    lengths = {"name": "callable", "function": "scorers:none_for_empty"}
+    reward = make_reward([RewardSource(**lengths, cap=3.0, weight=2.0), RewardSource(**lengths, cap=1.5, weight=-1.0),
+                          RewardSource(**lengths, shaping={"name": "clip", "low": -9, "high": 4}, cap=5.0)],
+                         llama, micro_tokens=64)
+    # lengths 2 and 5: 2 min(2, 3) - min(2, 1.5) + 2, and 2 min(5, 3) - 1.5 + min(5, 4)
+    assert [score.value for score in reward([answered("ab"), answered("abcde")])] == [4 - 1.5 + 2, 6 - 1.5 + 4]
+    low = make_reward([RewardSource(name="callable", function="scorers:minus_ten", cap=2.0)], llama, micro_tokens=64)
+    assert low([answered("ab")])[0].value == -2
+
+
+def test_a_verifier_is_a_reward(llama: SharedModel) -> None:
+    prompt = replace(PROMPT, facts={"value": 8})
+    reward = make_reward([RewardSource(name="verifier", check={"name": "contains"}),
+                          RewardSource(name="verifier", check={"name": "max_words", "most": 2}, weight=0.5)],
+                         llama, micro_tokens=64)
+    scores = reward([answered("8 pm", prompt=prompt), answered("at 9 pm", prompt=prompt), answered("8")])
+    assert [score.value for score in scores] == [1.5, 0, None]
+    assert scores[0].by == "contains + max_words" and scores[2].reason == "row p has no 'value' in its facts"
+
+
+@pytest.mark.parametrize("function", ["nan", "infinite"])
+@pytest.mark.parametrize("shaping", [None, {"name": "clip"}, {"name": "standardise"}])
+def test_a_score_that_is_no_number_stops_the_run_whatever_it_goes_through(
+        function: str, shaping: dict[str, str] | None, llama: SharedModel) -> None:
+    reward = make_reward([RewardSource(name="words"), RewardSource(
+        name="callable", function=f"scorers:{function}", shaping=shaping, cap=1.0)], llama, micro_tokens=64)
+    with pytest.raises(RunError, match=rf"reward\.1: scorers:{function} scored an answer to row p (nan|inf)"):
+        reward([answered("a")])
+
+
+def test_two_reward_roles_have_to_have_two_names(llama: SharedModel, tmp_path: Path) -> None:
+    # Trap: the second would silently score with the weights of the first.
+    for name, seed in (("a", 1), ("b", 2)):
+        moved_role(llama, name, seed=seed)
+        llama.set_head(name, torch.randn(1, llama.width, generator=torch.Generator().manual_seed(seed)))
+        llama.save_role(name, tmp_path / name)
+        llama.drop_role(name)
+    sources = [RewardSource(name="role", path=str(tmp_path / name)) for name in "ab"]
+    with pytest.raises(ConfigError, match="a role 'reward' is loaded already"):
+        make_reward(sources, llama, micro_tokens=64)
+    llama.drop_role("reward")
+    both = make_reward([sources[0], RewardSource(name="role", role="second", path=str(tmp_path / "b"))], llama,
+                       micro_tokens=64)([answered("x")])[0]
+    each = [make_reward([RewardSource(name="role", role=role)], llama, micro_tokens=64)([answered("x")])[0].value
+            for role in ("reward", "second")]
+    assert both.value == pytest.approx(sum(each)) and each[0] != each[1] and both.by == "role:reward + role:second"
+
+
+def test_rollouts_in_a_row_without_any_difference_are_counted() -> None:
+    watch = ConstantReward()
+    rollouts: list[list[float | None]] = [[1, 1], [1, None, 1], [2], [], [0, 0, 1], [3, 3]]
+    counts = [watch.note([Score(value=value, by="x") for value in values]) for values in rollouts]
+    assert counts == [1, 2, 2, 2, 0, 1]
+    again = ConstantReward()
+    again.load_state_dict(watch.state_dict())
+    assert again.note([Score(value=5, by="x")] * 2) == 2
+
+
 @pytest.mark.parametrize(("source", "message"), [
+    (RewardSource(name="verifier", check={"name": "nope"}), r"reward\.check: no verifier is called 'nope'"),
+    (RewardSource(name="role", path="x", combine="max"), r"reward\.0\.combine"),
+    (RewardSource(name="role", path="x", uwo_lambda=-1), r"reward\.0\.uwo_lambda"),
     (RewardSource(name="nope"), "no reward source is called 'nope'"),
     (RewardSource(name="role"), "needs the path of its folder"),
     (RewardSource(name="callable", function="no.such:thing"), "not an importable module:name"),

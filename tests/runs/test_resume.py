@@ -104,6 +104,18 @@ def test_a_full_disk_leaves_the_checkpoint_before_whole(tmp_path: Path, monkeypa
     assert outcome(run) == outcome(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("head", [["--heads", "3"], ["--length_head", "true"]])
+def test_a_reward_model_with_more_than_one_output_goes_on_to_the_same_bits(
+        head: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_at(3, patch)
+        assert main([*command("reward", tmp_path, run), *head]) == 130
+    assert main(["train", "--resume", str(run)]) == 0
+    assert main([*command("reward", tmp_path, tmp_path / "whole"), *head]) == 0
+    assert outcome(run) == outcome(tmp_path / "whole")
+
+
 def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     with monkeypatch.context() as patch:

@@ -48,6 +48,13 @@ class RoleRecord:
     score_mean: float = 0.0
     score_std: float = 1.0
     """Mean and standard deviation of a reward role's raw scores on SFT samples."""
+    member_means: tuple[float, ...] = ()
+    member_stds: tuple[float, ...] = ()
+    """The same of each member of an ensemble; empty for a single head."""
+    length_curve: tuple[tuple[float, ...], ...] = ()
+    """Lengths of SFT samples in tokens, then for each head the standardised score that is usual at each of them."""
+    temperature: float | None = None
+    """T of P(a is preferred to b) = sigmoid((score a - score b) / T), scores standardised, members averaged."""
 
 
 class SharedModel:
@@ -98,19 +105,23 @@ class SharedModel:
         return token_scores(hidden, self.unembedding, batch.target, temperature=temperature)
 
     def score(self, batch: Batch, role: str) -> Float[Tensor, " n"]:
-        """Raw output of the role's scalar head at each answer's last token, fp32."""
+        """Raw output of the role's head at each answer's last token, fp32; of several outputs, their mean."""
+        return self.outputs(batch, role).mean(-1)
+
+    def outputs(self, batch: Batch, role: str) -> Float[Tensor, "n k"]:
+        """Each raw output of the role's head at each answer's last token, fp32: the members of an ensemble."""
         return self._read_head(self.hidden(batch, role)[batch.last], role)
 
     def values(self, batch: Batch, role: str) -> Float[Tensor, " s"]:
         """Output of the role's scalar head in the state before each scored token, fp32."""
-        return self._read_head(self.hidden(batch, role)[batch.source], role)
+        return self._read_head(self.hidden(batch, role)[batch.source], role).squeeze(-1)
 
-    def _read_head(self, hidden: Float[Tensor, "m d"], role: str) -> Float[Tensor, " m"]:
+    def _read_head(self, hidden: Float[Tensor, "m d"], role: str) -> Float[Tensor, "m k"]:
         if role not in self._heads:
-            raise ModelError(f"role {role} has no scalar head, so it cannot score")
+            raise ModelError(f"role {role} has no head, so it cannot score")
         head: nn.Module = self._heads[role]
-        score: Tensor = head(hidden.float()).squeeze(-1)
-        return score
+        read: Tensor = head(hidden.float())
+        return read
 
     @contextmanager
     def writing(self, role: str | None) -> Iterator[None]:
@@ -131,11 +142,13 @@ class SharedModel:
     # -- roles -----------------------------------------------------------------------------------------------------
 
     def add_role(self, name: str, lora: Lora, *, copy_of: str | None = None, on: str | None = None,
-                 trainable: bool = True, head: Literal["none", "zero", "random"] = "none", seed: int = 0) -> None:
+                 trainable: bool = True, head: Literal["none", "zero", "random"] = "none", outputs: int = 1,
+                 seed: int = 0) -> None:
         """A new role: a fresh adapter (its product is 0, so it starts as the base) or a copy of another role's.
 
         `on` names a role the fresh adapter is stacked on: it starts as that role, and trains only its own part.
-        A `random` head is drawn from N(0, 1/(d+1)) (Stiennon et al. 2020), a `zero` head says 0 of everything.
+        A `random` head is drawn from N(0, 1/(d+1)) (Stiennon et al. 2020), a `zero` head says 0 of everything. It has
+        `outputs` numbers to say, k in the signatures.
         """
         below = () if on is None else self._switch.stacks[on]
         if copy_of is not None:
@@ -149,7 +162,7 @@ class SharedModel:
             torch.manual_seed(seed)
             self._add_adapter(name, lora)
             if head != "none":
-                linear = nn.Linear(self.width, 1, bias=False, device=self.device)
+                linear = nn.Linear(self.width, outputs, bias=False, device=self.device)
                 nn.init.normal_(linear.weight, std=0.0 if head == "zero" else (self.width + 1) ** -0.5)
                 self._heads[name] = linear
         if copy_of is not None:
@@ -195,8 +208,15 @@ class SharedModel:
         return [p for name, p in self._peft.named_parameters() if f".{role}." in name and "lora_" in name]
 
     def head_parameters(self, role: str) -> list[nn.Parameter]:
-        """The weights of the role's scalar head; none where it has no head."""
+        """The weights of the role's head, one matrix (k, d); none where it has no head."""
         return list(self._heads[role].parameters()) if role in self._heads else []
+
+    def set_head(self, role: str, weight: Float[Tensor, "k d"]) -> None:
+        """Give the role the head with this weight, in place of the one it has."""
+        linear = nn.Linear(self.width, len(weight), bias=False, device=self.device)
+        linear.load_state_dict({"weight": weight.float()})
+        self._heads[role] = linear
+        self._set_flags()
 
     def lora_of(self, role: str) -> Lora:
         """Shape and scale of the role's own adapter."""
@@ -297,22 +317,23 @@ class SharedModel:
         unfinished.rename(folder)
 
     def load_role(self, name: str, folder: Path, *, trainable: bool = False,
-                  head: Literal["none", "stored", "zero", "random"] = "none", seed: int = 0) -> None:
+                  head: Literal["none", "stored", "zero", "random"] = "none", outputs: int = 1,
+                  seed: int = 0) -> None:
         """A role from a folder in PEFT's format, whoever wrote it. ModelError if a piece is missing or does not fit."""
         if not (folder / ADAPTER).is_file() or not (folder / ADAPTER_CONFIG).is_file():
             raise ModelError(f"{folder}: is not an adapter folder: it needs {ADAPTER_CONFIG} and {ADAPTER}")
-        record = _read_record(folder)
+        record = read_record(folder)
         if record is not None and record.base_digest != self.base.digest:
             raise ModelError(f"{folder}: was trained on base weights {record.base} ({record.base_digest[:12]}), "
                              f"not on {self.base.name} ({self.base.digest[:12]})")
         if head == "stored" and not (folder / HEAD).is_file():
-            raise ModelError(f"{folder}: has no {HEAD}; a reward role needs its scalar head")
+            raise ModelError(f"{folder}: has no {HEAD}; a reward role needs its head")
         lora = read_lora(folder, layers=self._layers)
-        self.add_role(name, lora, trainable=trainable, head="zero" if head == "stored" else head, seed=seed)
+        self.add_role(name, lora, trainable=trainable, head="zero" if head == "stored" else head, outputs=outputs,
+                      seed=seed)
         self._load_adapter(name, load_file(folder / ADAPTER, device=str(self.device)))
         if head == "stored":
-            weight = load_file(folder / HEAD, device=str(self.device))["weight"]
-            self._heads[name].load_state_dict({"weight": weight})
+            self.set_head(name, load_file(folder / HEAD, device=str(self.device))["weight"])
             if record is not None:
                 self.records[name] = record
 
@@ -321,7 +342,7 @@ class SharedModel:
         self._load_adapter(role, load_file(folder / ADAPTER, device=str(self.device)))
         if role in self._heads:
             self._heads[role].load_state_dict(load_file(folder / HEAD, device=str(self.device)))
-        self.records[role] = _read_record(folder) or self.records[role]
+        self.records[role] = read_record(folder) or self.records[role]
 
     def _check_unembedding(self) -> None:
         """Some architectures scale or cap their logits; log-probs computed here would silently be others."""
@@ -335,11 +356,17 @@ class SharedModel:
                              "(scaled or capped logits); such models are not supported")
 
 
-def _read_record(folder: Path) -> RoleRecord | None:
+def read_record(folder: Path) -> RoleRecord | None:
+    """The record beside an adapter, None where there is none. ModelError if it cannot be read."""
     path = folder / RECORD
     if not path.is_file():
         return None
     try:
-        return RoleRecord(**json.loads(path.read_text()))
+        return RoleRecord(**{key: _as_tuple(value) for key, value in json.loads(path.read_text()).items()})
     except (TypeError, ValueError) as error:
         raise ModelError(f"{path}: is not a role record: {error}") from error
+
+
+def _as_tuple(value: Any) -> Any:
+    """JSON's lists as the tuples they were, to any depth."""
+    return tuple(_as_tuple(inner) for inner in value) if isinstance(value, list) else value

@@ -1,46 +1,81 @@
-"""Where a rollout's reward comes from: a reward role, a verifier, any callable, or a weighted mixture of them.
+"""Where a rollout's reward comes from: a reward role, a verifier, a judge, a server, any callable, or their mixture.
 
 A reward takes text (through `Rollout`), so a reward model may have another tokenizer than the policy. An answer that
 could not be scored has the value None, never 0.
 """
 
 import importlib
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
+
+import torch
+from pydantic import Field
 
 from rlhflab.catalog import Catalog
-from rlhflab.config import RewardSource
+from rlhflab.config import Choice, RewardSource
+from rlhflab.data.chat import ChatFormat
 from rlhflab.data.types import Rollout, Score
-from rlhflab.errors import ConfigError
+from rlhflab.errors import ConfigError, RunError
 from rlhflab.model.shared import SharedModel
+from rlhflab.rollout.http import http_reward
+from rlhflab.rollout.judges import judge_reward
+from rlhflab.rollout.reward_role import Combine, other_base, retold_trees, role_scores
 from rlhflab.rollout.sampling import rollout_trees
-from rlhflab.rollout.scoring import score_trees
+from rlhflab.rollout.scoring import Reward as Reward
+from rlhflab.rollout.shaping import Standardised, reward_shaping
+from rlhflab.rollout.verifiers import verifier
 from rlhflab.scenarios import scenario
 
-Reward = Callable[[Sequence[Rollout]], list[Score]]
 reward_source: Catalog[Callable[..., Reward]] = Catalog("reward source")
-"""Entries take the model and the micro-batch budget, and return a reward."""
+"""Entries take the policy's model and the micro-batch budget, and return a reward."""
+CONTAINS = Choice(name="contains")
+
+reward_source("http", needs=("a server",))(http_reward)
+reward_source("judge", needs=("a judge model",), source="arXiv:2306.05685 section 3.4")(judge_reward)
 
 
-@reward_source("role")
-def role_reward(model: SharedModel, micro_tokens: int, *, path: str | None = None, role: str = "reward") -> Reward:
-    """A trained reward role, in standard deviations of its scores on SFT samples. `path`: its folder."""
-    if role not in model.records:
+@reward_source("role", needs=("reward role",), source="arXiv:2203.02155; combine: arXiv:2310.02743; "
+               "length_correction: arXiv:2409.17407")
+def role_reward(policy: SharedModel, micro_tokens: int, *, path: str | None = None, role: str = "reward",
+                model: str | None = None, combine: Combine = "mean",
+                uwo_lambda: Annotated[float, Field(ge=0)] = 0.1, length_correction: bool = False) -> Reward:
+    """A trained reward role, in standard deviations of its scores on SFT samples. `path`: its folder.
+
+    `model`: the base model it was trained on, by name, where that is not the policy's. `combine`: of an ensemble's
+    members the mean, the least (wco), or the mean less `uwo_lambda` x their variance (uwo). `length_correction`: less
+    what the role usually says of answers of the same length.
+    """
+    scoring = policy if model is None else other_base(model, policy)
+    if path is not None and role in scoring.records:
+        raise ConfigError(f"reward: a role {role!r} is loaded already; give the one in {path} another name with role:")
+    if role not in scoring.records:
         if path is None:
             raise ConfigError("reward: a role needs the path of its folder, such as runs/reward/roles/reward")
-        model.load_role(role, Path(path), head="stored")
+        scoring.load_role(role, Path(path), head="stored")
+    if length_correction and not scoring.records[role].length_curve:
+        raise ConfigError(f"reward: role {role!r} holds no length curve to correct by; train it again")
+    chat = ChatFormat(scoring.tokenizer)
 
     def score(rollouts: Sequence[Rollout]) -> list[Score]:
-        record = model.records[role]
-        raw = [float(x) for tree in score_trees(model, rollout_trees(rollouts), role=role, micro_tokens=micro_tokens)
-               for x in tree]
-        return [Score(value=(x - record.score_mean) / record.score_std, by=f"role:{role}") for x in raw]
+        trees = rollout_trees(rollouts) if scoring is policy else retold_trees(chat, rollouts)
+        scores = torch.cat(role_scores(scoring, trees, role=role, micro_tokens=micro_tokens, combine=combine,
+                                       uwo_lambda=uwo_lambda, length_correction=length_correction))
+        return [Score(value=x, by=f"role:{role}") for x in scores.tolist()]
 
     return score
 
 
-@reward_source("gold")
-def gold_reward(model: SharedModel, micro_tokens: int, *, scenario_name: str = "helpdesk") -> Reward:
+@reward_source("verifier", needs=("facts, for some",))
+def verifier_reward(policy: SharedModel, micro_tokens: int, *, check: Choice = CONTAINS) -> Reward:
+    """1 for an answer that passes a check, 0 for one that fails; `rlhflab list verifiers` shows the checks."""
+    passes = verifier.bind(check.name, check.options, where="reward.check")
+    return lambda rollouts: [passes(rollout.prompt, rollout.text) for rollout in rollouts]
+
+
+@reward_source("gold", needs=("a scenario's facts",))
+def gold_reward(policy: SharedModel, micro_tokens: int, *, scenario_name: str = "helpdesk") -> Reward:
     """The scenario's own gold check, in [0, 1]: an oracle that real tasks do not have."""
     task = scenario(scenario_name)
     return lambda rollouts: [Score(value=task.judge(r.prompt, r.text, stopped=r.stopped).gold,
@@ -48,14 +83,14 @@ def gold_reward(model: SharedModel, micro_tokens: int, *, scenario_name: str = "
 
 
 @reward_source("words")
-def words_reward(model: SharedModel, micro_tokens: int, *, most: int = 12) -> Reward:
+def words_reward(policy: SharedModel, micro_tokens: int, *, most: Annotated[int, Field(ge=1)] = 12) -> Reward:
     """1 for an answer of at most `most` words, less by 1/most for every word above, at least 0."""
     return lambda rollouts: [Score(value=max(0.0, 1 - max(0, len(r.text.split()) - most) / most), by="words")
                              for r in rollouts]
 
 
-@reward_source("callable")
-def callable_reward(model: SharedModel, micro_tokens: int, *, function: str = "") -> Reward:
+@reward_source("callable", needs=("an importable function",))
+def callable_reward(policy: SharedModel, micro_tokens: int, *, function: str = "") -> Reward:
     """Any Python function `module:name` from a prompt's messages and an answer's text to a number or None."""
     module, _, name = function.partition(":")
     try:
@@ -71,21 +106,78 @@ def callable_reward(model: SharedModel, micro_tokens: int, *, function: str = ""
     return score
 
 
-def make_reward(sources: Sequence[RewardSource], model: SharedModel, *, micro_tokens: int) -> Reward:
-    """The weighted sum of `sources`. Unscored by one source is unscored."""
-    terms = [(source.weight, reward_source.bind(source.name, source.options, where=f"reward.{i}")(model, micro_tokens))
-             for i, source in enumerate(sources)]
-
-    def score(rollouts: Sequence[Rollout]) -> list[Score]:
-        columns = [(weight, term(rollouts)) for weight, term in terms]
-        return [_weighted([(weight, column[i]) for weight, column in columns]) for i in range(len(rollouts))]
-
-    return score
+# -- the mixture ---------------------------------------------------------------------------------------------------
 
 
-def _weighted(terms: Sequence[tuple[float, Score]]) -> Score:
-    missing = next((score for _, score in terms if score.value is None), None)
-    if missing is not None:
-        return missing
-    return Score(value=sum(weight * score.value for weight, score in terms if score.value is not None),
-                 by=" + ".join(score.by for _, score in terms))
+def make_reward(sources: Sequence[RewardSource], model: SharedModel, *, micro_tokens: int) -> "Mixture":
+    """The weighted sum of `sources`, each shaped and capped. ConfigError names the source that cannot be made."""
+    carried: dict[str, Standardised] = {}
+    terms = []
+    for i, source in enumerate(sources):
+        term: Reward = _finite(f"reward.{i}", reward_source.bind(source.name, source.options, where=f"reward.{i}")(
+            model, micro_tokens))
+        if source.shaping is not None:
+            shaping = reward_shaping.bind(source.shaping.name, source.shaping.options, where=f"reward.{i}.shaping")
+            term = shaping(term, model)
+        if isinstance(term, Standardised):
+            carried[f"reward.{i}.{source.name}"] = term
+        terms.append((source, term))
+    return Mixture(terms, carried)
+
+
+class Mixture:
+    """The weighted sum of terms. Unscored by one term is unscored."""
+
+    def __init__(self, terms: Sequence[tuple[RewardSource, Reward]], carried: Mapping[str, Standardised]) -> None:
+        self.terms = terms
+        self.carried = carried
+        """Terms that change from step to step; a loop keeps them in its checkpoints by `TrainState.carry`."""
+
+    def __call__(self, rollouts: Sequence[Rollout]) -> list[Score]:
+        """One score a rollout, in order."""
+        columns = [term(rollouts) for _, term in self.terms]
+        return [self._sum(scores) for scores in zip(*columns, strict=True)]
+
+    def _sum(self, scores: Sequence[Score]) -> Score:
+        total = 0.0
+        for (source, _), score in zip(self.terms, scores, strict=True):
+            if score.value is None:
+                return score
+            cap = math.inf if source.cap is None else source.cap
+            total += source.weight * min(max(score.value, -cap), cap)
+        return Score(value=total, by=" + ".join(score.by for score in scores))
+
+
+def _finite(where: str, reward: Reward) -> Reward:
+    """`reward`, which stops the run if it says NaN or infinity: either would spoil every weight at the next step."""
+    def checked(rollouts: Sequence[Rollout]) -> list[Score]:
+        scores = reward(rollouts)
+        for rollout, score in zip(rollouts, scores, strict=True):
+            if score.value is not None and not math.isfinite(score.value):
+                raise RunError(f"{where}: {score.by} scored an answer to row {rollout.prompt.id} {score.value}; "
+                               "a score is a finite number, or None where there is none")
+        return scores
+
+    return checked
+
+
+class ConstantReward:
+    """Counts rollouts in a row in which every scored answer got the same score, so that there is nothing to learn."""
+
+    def __init__(self) -> None:
+        self.rollouts = 0
+
+    def note(self, scores: Sequence[Score]) -> int:
+        """Rollouts in a row up to this one; a rollout with fewer than two scores says nothing and is passed over."""
+        values = [score.value for score in scores if score.value is not None]
+        if len(values) > 1:
+            self.rollouts = self.rollouts + 1 if min(values) == max(values) else 0
+        return self.rollouts
+
+    def state_dict(self) -> dict[str, float]:
+        """The count."""
+        return {"rollouts": float(self.rollouts)}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Put back what `state_dict` returned."""
+        self.rollouts = int(state["rollouts"])

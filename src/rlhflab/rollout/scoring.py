@@ -8,13 +8,23 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlhflab.core.batch import Batch, Tree, micro_batches, pack
+from rlhflab.data.types import Rollout, Score
 from rlhflab.model.shared import SharedModel
+
+Reward = Callable[[Sequence[Rollout]], list[Score]]
+"""One score a rollout, in order."""
 
 
 def score_trees(model: SharedModel, trees: Sequence[Tree], *, role: str,
                 micro_tokens: int) -> list[Float[Tensor, " n"]]:
     """Raw scores of the answers of each tree, on the CPU."""
     return read_trees(model, trees, lambda batch: model.score(batch, role), per="answer", micro_tokens=micro_tokens)
+
+
+def score_members(model: SharedModel, trees: Sequence[Tree], *, role: str,
+                  micro_tokens: int) -> list[Float[Tensor, "n k"]]:
+    """Raw outputs of the role's head for the answers of each tree, on the CPU."""
+    return read_trees(model, trees, lambda batch: model.outputs(batch, role), per="answer", micro_tokens=micro_tokens)
 
 
 def tree_logprobs(model: SharedModel, trees: Sequence[Tree], *, role: str | None, micro_tokens: int,

@@ -29,19 +29,20 @@ class Lab:
         model = SharedModel.load(name, dtype=dtype, device=device, quantize=quantize)
         return cls(model=model, chat=ChatFormat(model.tokenizer), progress=progress)
 
-    def start_role(self, name: str, run: Run, *, head: Literal["none", "zero", "random"] = "none") -> None:
+    def start_role(self, name: str, run: Run, *, head: Literal["none", "zero", "random"] = "none",
+                   outputs: int = 1) -> None:
         """A trainable role: a fresh adapter on the base, a copy of the adapter `run.start`, or a fresh one on it."""
         if run.max_length > self.model.context:
             raise ConfigError(f"max_length: {run.max_length} tokens do not fit the context of {run.model}, which is "
                               f"{self.model.context}")
         if run.start is None:
-            self.model.add_role(name, run.lora, head=head, seed=run.seed)
+            self.model.add_role(name, run.lora, head=head, outputs=outputs, seed=run.seed)
         elif run.stack:
             if START not in self.model.records:
                 self.model.load_role(START, Path(run.start))
-            self.model.add_role(name, run.lora, on=START, head=head, seed=run.seed)
+            self.model.add_role(name, run.lora, on=START, head=head, outputs=outputs, seed=run.seed)
         else:
-            self.model.load_role(name, Path(run.start), trainable=True, head=head, seed=run.seed)
+            self.model.load_role(name, Path(run.start), trainable=True, head=head, outputs=outputs, seed=run.seed)
 
     def freeze_reference(self, run: Run, *, of: str = "policy", moves: bool = False) -> str | None:
         """The policy as it starts, kept: a frozen copy of its own adapter, or the base itself (None).

@@ -3,8 +3,8 @@
 The loops yield steps; here they are written down. A stage leaves no role behind in the shared model.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from random import Random
 from typing import Any
@@ -13,23 +13,25 @@ import numpy as np
 import torch
 
 from rlhflab.config import DpoRun, PpoRun, RewardRun, Run, SftRun
+from rlhflab.core.batch import PreferenceTree
+from rlhflab.core.calibration import noise_ceiling
 from rlhflab.core.stats import mean_interval
 from rlhflab.data.types import PreferencePair, Rollout, Score, Thumb
 from rlhflab.errors import DataError
 from rlhflab.rollout.probe import Probe
 from rlhflab.rollout.rewards import make_reward
-from rlhflab.rollout.scoring import score_trees
 from rlhflab.runs import sources
 from rlhflab.runs.folder import RunFolder
 from rlhflab.runs.lab import Lab
 from rlhflab.runs.probes import first_step, reread_roles, scores_by_batch, trained_ends
+from rlhflab.runs.reward_measures import measure_role, opinions
 from rlhflab.scenarios.base import Scenario
 from rlhflab.scenarios.gold import count_words
 from rlhflab.train.checkpoint import Checkpoints
 from rlhflab.train.dpo import train_dpo
 from rlhflab.train.ppo import Observer, train_ppo
 from rlhflab.train.preferences import objective
-from rlhflab.train.reward import train_reward
+from rlhflab.train.reward import QUALITY, fit_frozen_heads, head_outputs, train_reward
 from rlhflab.train.sft import train_sft
 from rlhflab.train.state import Saved, Schedule, Step
 from rlhflab.train.thumbs import train_thumbs
@@ -65,27 +67,39 @@ def reward_stage(run: RewardRun, lab: Lab, folder: RunFolder) -> Summary:
         pairs, share=run.held_out, seed=run.seed))
     if not train or not held_out:
         raise DataError(f"{run.data}: {len(pairs)} pairs over too few prompts to keep {run.held_out:.0%} of them apart")
-    lab.start_role("reward", run, head="random")
+    lab.start_role("reward", run, head="random", outputs=head_outputs(run))
     preferences = [sources.preference_tree(lab.chat, group) for group in train]
-    total = len(Schedule.of(run, len(train)))
+    tokens = learn_reward(run, lab, folder, preferences)
+    unseen = [sources.preference_tree(lab.chat, group) for group in held_out]
+    measured = measure_role(run, lab.model, seen=preferences[:NORMALISED_ON], unseen=unseen,
+                            prompts=[pair.prompt.messages for group in held_out for pair in group])
+    probes = scores_by_batch(lab, [each.tree for each in unseen], role="reward")
+    lab.model.save_role("reward", folder.path / "roles" / "reward")
+    ceiling = noise_ceiling(opinions(pairs))
+    return {"prompts": len(train), "pairs": sum(map(len, train)), "held_out_pairs": len(measured.scores),
+            "tokens": tokens, "probes": probes, **reward_quality([pair for group in train for pair in group],
+                                               [pair for group in held_out for pair in group], measured.scores, task),
+            "calibration": measured.calibration._asdict(), "length": measured.length,
+            "noise_ceiling": ceiling._asdict() if ceiling else None}
+
+
+def learn_reward(run: RewardRun, lab: Lab, folder: RunFolder, preferences: Sequence[PreferenceTree]) -> int:
+    """Let the role `reward` learn, in steps or in one fit, and log it. Returns the tokens read."""
+    if run.features == "frozen":
+        folder.cut("metrics.jsonl", lambda row: False)  # of a run that was killed before its summary
+        began = time.perf_counter()
+        metrics = fit_frozen_heads(run, lab.model, preferences)
+        tokens = sum(len(each.tree) for each in preferences)
+        folder.append("metrics.jsonl", {"step": 1, "seconds": round(time.perf_counter() - began, 3), **metrics,
+                                        "tokens": tokens})
+        return tokens
     kept = checkpoints(run, folder, "reward")
     loop = train_reward(run, lab.model, preferences, saved=go_on(kept, lab, folder))
-    tokens = follow(loop, lab, folder, kept, "reward model", total, show=("loss", "accuracy"))
-    unseen = [sources.preference_tree(lab.chat, group) for group in held_out]
-    # Answers to a few prompts are enough for a mean and a deviation; those held out are scored in any case.
-    seen = preferences[:NORMALISED_ON]
-    scores = score_trees(lab.model, [each.tree for each in [*seen, *unseen]], role="reward",
-                         micro_tokens=run.micro_tokens)
-    every = torch.cat(scores)
-    lab.model.records["reward"] = replace(lab.model.records["reward"], score_mean=float(every.mean()),
-                                          score_std=max(float(every.std(unbiased=False)), 1e-6))
-    lab.model.save_role("reward", folder.path / "roles" / "reward")
-    probes = scores_by_batch(lab, [each.tree for each in unseen], role="reward")
-    of_pairs = torch.cat([torch.stack([score[list(side)] for side in (each.chosen, each.rejected)], dim=1)
-                          for each, score in zip(unseen, scores[len(seen):], strict=True)]).numpy()
-    return {"prompts": len(train), "pairs": sum(map(len, train)), "held_out_pairs": len(of_pairs), "tokens": tokens,
-            "probes": probes, **reward_quality([pair for group in train for pair in group],
-                             [pair for group in held_out for pair in group], of_pairs, task)}
+    tokens = follow(loop, lab, folder, kept, "reward model", len(Schedule.of(run, len(preferences))),
+                    show=("loss", "accuracy"))
+    if run.length_head:
+        lab.model.set_head("reward", lab.model.head_parameters("reward")[0].detach()[:QUALITY + 1])
+    return tokens
 
 
 def dpo_stage(run: DpoRun, lab: Lab, folder: RunFolder) -> Summary:

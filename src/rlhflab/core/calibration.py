@@ -1,0 +1,126 @@
+"""What scores mean: how much of them is length, how sure they are of an order, and how sure one can be at all.
+
+NumPy and SciPy only.
+"""
+
+from collections.abc import Hashable, Iterable, Sequence
+from itertools import groupby
+from math import comb
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import expit
+
+Array = NDArray[np.float64]
+KNOTS = 21
+"""Places, at equal shares of the data, where a length curve is fitted; straight lines join them."""
+BINS = 15
+
+
+class LengthCurve(NamedTuple):
+    """The usual score of an answer of each length. Beyond the lengths it was fitted on it stays at its ends."""
+
+    lengths: Array
+    scores: Array
+
+    def at(self, lengths: Array) -> Array:
+        """The usual scores at `lengths`."""
+        return np.interp(lengths, self.lengths, self.scores)
+
+
+def fit_length_curve(lengths: Array, scores: Array, *, share: float = 2 / 3) -> LengthCurve:
+    """LOWESS of scores on lengths (Cleveland 1979, without its robustness passes), at quantiles of the lengths.
+
+    At each knot a straight line is fitted to the nearest `share` of the points, weighted by the tricube of their
+    distance. Subtracting it is the post-hoc calibration of Huang et al. 2024 (arXiv:2409.17407).
+    """
+    x, y = lengths, scores
+    knots = np.unique(np.quantile(x, np.linspace(0, 1, KNOTS)))
+    nearest = max(1, round(share * x.size))
+    fitted = []
+    for knot in knots:
+        distance = np.abs(x - knot)
+        reach = max(float(np.partition(distance, nearest - 1)[nearest - 1]), 0.5) * (1 + 1e-9)
+        root = np.sqrt(np.clip(1 - (distance / reach) ** 3, 0, None) ** 3)
+        line = np.linalg.lstsq(root[:, None] * np.stack([np.ones_like(x), x - knot], axis=1), root * y, rcond=None)
+        fitted.append(line[0][0])
+    return LengthCurve(knots, np.array(fitted))
+
+
+class Calibration(NamedTuple):
+    """How well P = sigmoid(gap / T) says how often the order of two scores is the label's."""
+
+    temperature: float
+    """Fitted on all pairs."""
+    ece: float
+    """Expected calibration error over `BINS` bins of the confidence, [0.5, 1]."""
+    brier: float
+    """Mean (1 - P(chosen is preferred))^2; 0.25 for a coin."""
+    n: int
+
+
+def fit_temperature(gaps: Array) -> float:
+    """T in [0.01, 100] with the least mean -log sigmoid(gap / T). `gaps`: score of chosen less that of rejected.
+
+    Guo et al. 2017 (arXiv:1706.04599 section 4.2), for two classes.
+    """
+    found = minimize_scalar(lambda sharpness: float(np.logaddexp(0, -gaps * sharpness).mean()), bounds=(0.01, 100),
+                            method="bounded", options={"xatol": 1e-6})
+    return 1 / float(found.x)
+
+
+def calibrate(gaps: Array, prompts: Sequence[Hashable]) -> Calibration:
+    """Temperature, and errors of probabilities whose temperature was fitted on the pairs of other prompts.
+
+    Two halves of the prompts, in the order they come in. With one prompt alone the errors are those of the fit itself.
+    """
+    number = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    half = np.array([number[prompt] % 2 for prompt in prompts])
+    temperature = fit_temperature(gaps)
+    other = [fit_temperature(gaps[half != side]) if len(number) > 1 else temperature for side in (0, 1)]
+    chosen = expit(gaps / np.array(other)[half])
+    return Calibration(temperature, expected_calibration_error(chosen), float(((1 - chosen) ** 2).mean()), gaps.size)
+
+
+def expected_calibration_error(chosen: Array, *, bins: int = BINS) -> float:
+    """Mean |accuracy - confidence| over equal bins of the confidence, weighted by their counts.
+
+    `chosen`: the probability given to the label of each pair. The confidence is that of the likelier order.
+    """
+    confidence, right = np.maximum(chosen, 1 - chosen), np.where(chosen == 0.5, 0.5, chosen > 0.5)
+    bin_of = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
+    gap = np.bincount(bin_of, weights=right - confidence, minlength=bins)
+    return float(np.abs(gap).sum() / chosen.size)
+
+
+class Ceiling(NamedTuple):
+    """What a perfect reward model scores against single labels of annotators who agree so often."""
+
+    agreement: float
+    """Share of equal verdicts among any two opinions on one comparison."""
+    flipped: float
+    """Share of opinions against the truth, if annotators err independently and equally often."""
+    accuracy: float
+    """1 - flipped."""
+    comparisons: int
+    """Those with two opinions or more."""
+
+
+def noise_ceiling(opinions: Iterable[tuple[Hashable, bool]]) -> Ceiling | None:
+    """From `(comparison, verdict)` of each opinion; None where no comparison has two.
+
+    Two annotators who each err with probability e agree with A = e^2 + (1 - e)^2, so e = (1 - sqrt(2A - 1)) / 2. At an
+    agreement of a half or below, e is a half.
+    """
+    numbers: dict[Hashable, int] = {}
+    numbered = sorted((numbers.setdefault(comparison, len(numbers)), verdict) for comparison, verdict in opinions)
+    verdicts = [[verdict for _, verdict in group] for _, group in groupby(numbered, key=lambda pair: pair[0])]
+    repeated = [(len(each), sum(each)) for each in verdicts if len(each) > 1]
+    if not repeated:
+        return None
+    equal = sum(comb(yes, 2) + comb(n - yes, 2) for n, yes in repeated)
+    agreement = equal / sum(comb(n, 2) for n, _ in repeated)
+    flipped = (1 - max(0.0, 2 * agreement - 1) ** 0.5) / 2
+    return Ceiling(agreement, flipped, 1 - flipped, len(repeated))

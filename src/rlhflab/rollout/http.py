@@ -1,0 +1,88 @@
+"""A reward from another process: answers are posted as JSON, numbers come back. Standard library only."""
+
+import http.client
+import json
+import math
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from email.message import Message as Headers
+from typing import IO, Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import Field
+
+from rlhflab.data.types import Rollout, Score
+from rlhflab.errors import ConfigError, RunError
+from rlhflab.model.shared import SharedModel
+from rlhflab.rollout.scoring import Reward
+
+TRY_AGAIN = (408, 425, 429)
+"""Refusals that may pass; so may every error of the server (500 and above)."""
+
+
+def http_reward(policy: SharedModel, micro_tokens: int, *, url: str = "", batch: Annotated[int, Field(ge=1)] = 64,
+                timeout: Annotated[float, Field(gt=0)] = 30.0, retries: Annotated[int, Field(ge=0)] = 4,
+                wait: Annotated[float, Field(ge=0)] = 1.0) -> Reward:
+    """A server at `url` that scores answers posted to it.
+
+    It gets `{"answers": [{"messages": [{"role", "content"}, ...], "answer": text}, ...]}`, at most `batch` answers at a
+    time, and has to say `{"scores": [number or null, ...]}`, one an answer, within `timeout` seconds. Whatever else
+    comes is asked for again, at most `retries` times, after `wait` seconds and each time twice as long; then the run
+    stops. Redirections are refused, so that answers go nowhere but to `url`.
+    """
+    if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+        raise ConfigError(f"reward.url: {url!r} is not an http:// or https:// address")
+    opener = urllib.request.build_opener(_NoRedirect)
+
+    def score(rollouts: Sequence[Rollout]) -> list[Score]:
+        parts = [rollouts[start:start + batch] for start in range(0, len(rollouts), batch)]
+        return [Score(value=value, by=url, reason="" if value is not None else "the server gave null")
+                for part in parts for value in ask(part)]
+
+    def ask(rollouts: Sequence[Rollout]) -> list[float | None]:
+        body = json.dumps({"answers": [
+            {"messages": [{"role": m.role, "content": m.content} for m in r.prompt.messages], "answer": r.text}
+            for r in rollouts]}).encode()
+        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+        problem: Exception | None = None
+        for attempt in range(1 + retries):
+            if attempt:
+                time.sleep(wait * 2 ** (attempt - 1))
+            try:
+                with opener.open(request, timeout=timeout) as response:
+                    return _numbers(response.read(), len(rollouts))
+            except urllib.error.HTTPError as error:
+                if error.code < 500 and error.code not in TRY_AGAIN:
+                    raise RunError(f"{url}: refused the answers with status {error.code} ({error.reason})") from error
+                problem = error
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                problem = error
+        raise RunError(f"{url}: gave no usable scores in {1 + retries} attempts, the last time: {problem}") from problem
+
+    return score
+
+
+def _numbers(body: bytes, n: int) -> list[float | None]:
+    """The scores in `body`. ValueError says what is wrong with them."""
+    content = json.loads(body)
+    scores = content.get("scores") if isinstance(content, dict) else None
+    if not isinstance(scores, list):
+        raise ValueError("the answer is not an object with a list 'scores'")
+    if len(scores) != n:
+        raise ValueError(f"{len(scores)} scores came for {n} answers")
+    for score in scores:
+        number = isinstance(score, int | float) and not isinstance(score, bool)
+        if score is not None and not (number and math.isfinite(score)):
+            raise ValueError(f"{score!r} is not a finite number or null")
+    return [None if score is None else float(score) for score in scores]
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirection is an error, with its status."""
+
+    def redirect_request(self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Headers,
+                         newurl: str) -> Any:
+        """Nothing: urllib then raises HTTPError."""
+        return None

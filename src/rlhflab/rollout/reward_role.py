@@ -1,0 +1,92 @@
+"""How the outputs of a reward role become scores: standardised, corrected for length, combined.
+
+No loss here; what the numbers of a record are fitted on is up to the stage. Axes: n answers, k heads.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rlhflab.core.batch import TokenAnswer, Tree
+from rlhflab.core.calibration import LengthCurve, fit_length_curve
+from rlhflab.data.chat import ChatFormat
+from rlhflab.data.types import Rollout
+from rlhflab.model.shared import RoleRecord, SharedModel
+from rlhflab.rollout.scoring import score_members
+
+Combine = Literal["mean", "wco", "uwo"]
+COMBINE: Mapping[Combine, Callable[[Tensor, float], Tensor]] = {
+    "mean": lambda members, weight: members.mean(-1),
+    "wco": lambda members, weight: members.amin(-1),
+    "uwo": lambda members, weight: members.mean(-1) - weight * members.var(-1, unbiased=False),
+}
+"""Worst-case and uncertainty-weighted optimisation of Coste et al. 2023 (arXiv:2310.02743)."""
+
+
+def role_scores(model: SharedModel, trees: Sequence[Tree], *, role: str, micro_tokens: int, combine: Combine = "mean",
+                uwo_lambda: float = 0.1, length_correction: bool = False) -> list[Float[Tensor, " n"]]:
+    """Scores of the answers of each tree in deviations of the role's scores on SFT samples."""
+    read = score_members(model, trees, role=role, micro_tokens=micro_tokens)
+    scores = combined(model.records[role], torch.cat(read), token_counts(trees), combine=combine,
+                      uwo_lambda=uwo_lambda, length_correction=length_correction)
+    return list(scores.split([len(each) for each in read]))
+
+
+def combined(record: RoleRecord, outputs: Float[Tensor, "n k"], tokens: Float[Tensor, " n"], *,
+             combine: Combine = "mean", uwo_lambda: float = 0.1,
+             length_correction: bool = False) -> Float[Tensor, " n"]:
+    """One score of each answer from its raw outputs: every head is standardised, then corrected, then combined.
+
+    A single head has no spread, so the three ways to combine agree on it.
+    """
+    members = standardised(record, outputs)
+    if length_correction:
+        members = members - usual_for_length(record, tokens)
+    return COMBINE[combine](members, uwo_lambda)
+
+
+def standardised(record: RoleRecord, outputs: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+    """Outputs in deviations of each head's own outputs on SFT samples."""
+    mean = torch.tensor(record.member_means or (record.score_mean,))
+    return (outputs - mean) / torch.tensor(record.member_stds or (record.score_std,))
+
+
+def usual_for_length(record: RoleRecord, tokens: Float[Tensor, " n"]) -> Float[Tensor, "n k"]:
+    """What each head usually says, standardised, of answers of so many tokens."""
+    lengths, *curves = (torch.tensor(each, dtype=torch.float64).numpy() for each in record.length_curve)
+    read = [LengthCurve(lengths, curve).at(tokens.double().numpy()) for curve in curves]
+    return torch.stack([torch.from_numpy(each) for each in read], dim=-1).float()
+
+
+def scaled(record: RoleRecord, outputs: Float[Tensor, "n k"], tokens: Float[Tensor, " n"]) -> RoleRecord:
+    """The record with mean, deviation and length curve of each head, fitted on these outputs for SFT samples."""
+    means, stds = outputs.mean(0).tolist(), outputs.std(0, unbiased=False).clamp(min=1e-6).tolist()
+    record = replace(record, score_mean=means[0], score_std=stds[0]) if len(means) == 1 else \
+        replace(record, member_means=tuple(means), member_stds=tuple(stds))
+    curves = [fit_length_curve(tokens.double().numpy(), column.double().numpy())
+              for column in standardised(record, outputs).T]
+    return replace(record, length_curve=(tuple(curves[0].lengths.tolist()),
+                                         *(tuple(curve.scores.tolist()) for curve in curves)))
+
+
+def token_counts(trees: Sequence[Tree]) -> Float[Tensor, " n"]:
+    """Tokens of each answer, with the one that ends it."""
+    return torch.tensor([float(len(answer.ids)) for tree in trees for answer in tree.answers])
+
+
+def other_base(name: str, like: SharedModel) -> SharedModel:
+    """Another base model, in the dtype and on the device of `like`."""
+    return SharedModel.load(name, dtype=str(like.unembedding.dtype).removeprefix("torch."), device=str(like.device))
+
+
+def retold_trees(chat: ChatFormat, rollouts: Sequence[Rollout]) -> list[Tree]:
+    """Rollouts in the tokens of another model, each prompt and answer told again as text: one tree a rollout."""
+    def ids(rollout: Rollout) -> tuple[int, ...]:
+        whole = chat.answer(rollout.text)
+        return whole if rollout.stopped else whole[:-1] or whole
+
+    return [Tree(prompt=chat.prompt(rollout.prompt), answers=(TokenAnswer(ids=ids(rollout)),)) for rollout in rollouts]

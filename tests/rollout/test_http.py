@@ -1,0 +1,165 @@
+"""A server that scores answers: what is sent, what is asked for again, and what stops the run."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from rlhflab.config import RewardSource
+from rlhflab.data.types import Message, Prompt, Rollout
+from rlhflab.errors import ConfigError, RunError
+from rlhflab.model.shared import SharedModel
+from rlhflab.rollout.rewards import make_reward
+
+Reply = tuple[int, str] | Callable[[], tuple[int, str]]
+
+
+class Server:
+    """Answers with the given replies, one after the other, the last one for ever."""
+
+    def __init__(self) -> None:
+        self.replies: list[Reply] = []
+        self.asked: list[dict[str, Any]] = []
+        self.paths: list[str] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                outer.paths.append(self.path)
+                outer.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                reply = outer.replies.pop(0) if len(outer.replies) > 1 else outer.replies[0]
+                status, body = reply() if callable(reply) else reply
+                try:
+                    self.send_response(status)
+                    if status in (301, 302, 303, 307, 308):
+                        self.send_header("Location", body)
+                    self.end_headers()
+                    self.wfile.write(body.encode())
+                except OSError:
+                    pass  # the client gave up waiting
+
+            do_GET = do_POST
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}/score"
+        self.thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01})
+        self.thread.start()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    running = Server()
+    yield running
+    running.http.shutdown()
+    running.thread.join()
+    running.http.server_close()
+
+
+@pytest.fixture
+def ask(llama: SharedModel, server: Server) -> Callable[..., list[float | None]]:
+    """Post the texts; with options that keep the test quick."""
+    def scores(*texts: str, url: str = "", **options: Any) -> list[float | None]:
+        source = RewardSource(name="http", url=url or server.url, **{"wait": 0.0, "retries": 2, **options})
+        reward = make_reward([source], llama, micro_tokens=64)
+        return [score.value for score in reward([rollout(text) for text in texts])]
+
+    return scores
+
+
+def rollout(text: str) -> Rollout:
+    return Rollout(prompt=Prompt(id="p", messages=(Message(role="user", content="Hi"),), facts={"secret": 1}),
+                   prompt_ids=(1,), token_ids=(5, 2), logprobs=(0.0, 0.0), text=text, finish="stop", seed=0)
+
+
+def scores(*values: Any) -> tuple[int, str]:
+    return 200, json.dumps({"scores": list(values)})
+
+
+def test_answers_are_posted_in_batches_without_their_facts(ask: Callable[..., Any], server: Server) -> None:
+    server.replies = [scores(1, -0.5), scores(2.5)]
+    assert ask("a", "b", "é", batch=2) == [1.0, -0.5, 2.5]
+    assert [len(each["answers"]) for each in server.asked] == [2, 1]
+    assert server.asked[1] == {"answers": [{"messages": [{"role": "user", "content": "Hi"}], "answer": "é"}]}
+
+
+def test_null_is_unscored(ask: Callable[..., Any], server: Server) -> None:
+    server.replies = [scores(None, 0)]
+    assert ask("a", "b") == [None, 0.0]
+
+
+@pytest.mark.parametrize("bad", [
+    (500, "oops"), (429, "slow down"), (200, "not json"), (200, "[1]"), (200, '{"scores": 1}'),
+    (200, '{"scores": [1, 2]}'), (200, '{"scores": [NaN]}'), (200, '{"scores": [Infinity]}'),
+    (200, '{"scores": ["1"]}'), (200, '{"scores": [true]}')])
+def test_what_may_pass_is_asked_for_again(bad: Reply, ask: Callable[..., Any], server: Server) -> None:
+    server.replies = [bad, bad, scores(3)]
+    assert ask("a") == [3.0] and len(server.asked) == 3
+
+
+@pytest.mark.parametrize(("bad", "sentence"), [
+    ((503, ""), "in 3 attempts, the last time: HTTP Error 503"),
+    ((200, '{"scores": [NaN]}'), "nan is not a finite number or null"),
+    ((200, '{"scores": []}'), "0 scores came for 1 answers"),
+    ((200, '{"scores": ["x"]}'), "'x' is not a finite number or null"),
+    ((200, '{"score": 1}'), "is not an object with a list 'scores'"),
+])
+def test_what_stays_wrong_stops_the_run(bad: Reply, sentence: str, ask: Callable[..., Any], server: Server) -> None:
+    server.replies = [bad]
+    with pytest.raises(RunError, match=rf"{server.url}: gave no usable scores .*{sentence}"):
+        ask("a")
+    assert len(server.asked) == 3
+
+
+def test_a_server_that_is_too_slow_is_asked_again_and_then_stops_the_run(
+        ask: Callable[..., Any], server: Server) -> None:
+    def slow() -> tuple[int, str]:
+        time.sleep(0.3)
+        return scores(1)
+
+    server.replies = [slow, scores(1)]
+    assert ask("a", timeout=0.05) == [1.0]
+    server.replies = [slow]
+    with pytest.raises(RunError, match=r"timed out"):
+        ask("a", timeout=0.05, retries=1)
+
+
+def test_waiting_doubles(ask: Callable[..., Any], server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("rlhflab.rollout.http.time.sleep", waited.append)
+    server.replies = [(500, "")]
+    with pytest.raises(RunError):
+        ask("a", wait=0.5, retries=3)
+    assert waited == [0.5, 1.0, 2.0]
+
+
+def test_a_refusal_is_not_asked_for_again(ask: Callable[..., Any], server: Server) -> None:
+    server.replies = [(404, "")]
+    with pytest.raises(RunError, match="refused the answers with status 404"):
+        ask("a")
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_answers_go_nowhere_else(status: int, ask: Callable[..., Any], server: Server) -> None:
+    server.replies = [(status, server.url.replace("/score", "/elsewhere"))]
+    with pytest.raises(RunError, match=f"refused the answers with status {status}"):
+        ask("a")
+    assert server.paths == ["/score"]
+
+
+def test_nobody_there_stops_the_run(ask: Callable[..., Any]) -> None:
+    with pytest.raises(RunError, match="refused"):
+        ask("a", url="http://127.0.0.1:9/", timeout=5)
+
+
+@pytest.mark.parametrize("url", ["", "file:///etc/passwd", "localhost:80", "http://"])
+def test_only_http_addresses_are_taken(url: str, llama: SharedModel) -> None:
+    with pytest.raises(ConfigError, match="is not an http"):
+        make_reward([RewardSource(name="http", url=url)], llama, micro_tokens=64)
