@@ -96,9 +96,9 @@ def test_a_bad_row_is_named_by_file_and_line(
 
 
 @pytest.mark.parametrize(("flags", "sentence"), [
-    (["--top_k", "50"], "top_k must be 0 in PPO"),
-    (["--top_p", "0.9"], "top_p must be 1 in PPO"),
-    (["--lora.dropout", "0.1"], "lora.dropout must be 0 in PPO"),
+    (["--top_k", "50"], "top_k must be 0 where a run samples"),
+    (["--top_p", "0.9"], "top_p must be 1 where a run samples"),
+    (["--lora.dropout", "0.1"], "lora.dropout must be 0 where a run samples"),
     (["--gold", "helpdesk", "--data", "bare.jsonl"], "bare.jsonl: row bare:1: has no 'facts', by which gold: helpdesk"),
     (["--reward", '[{"name": "nope"}]'], "no reward source is called 'nope'"),
     (["--reward", '[{"name": "callable", "function": "scorers:never"}]'], "32 of 32 answers could not be scored"),

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from rlhflab.config import DpoRun, PpoRun, RewardRun, Run
+from rlhflab.config import DpoRun, RewardRun, Run, SampledRun
 from rlhflab.core.batch import PreferenceTree, TokenAnswer, Tree
 from rlhflab.data.chat import ChatFormat
 from rlhflab.data.formats import read_conversations, read_pairs, read_prompts
@@ -47,8 +47,8 @@ def pairs(run: RewardRun | DpoRun, lab: Lab) -> list[PreferencePair]:
     return collected.pairs
 
 
-def prompts(run: PpoRun) -> list[Prompt]:
-    """Prompts of a PPO run."""
+def prompts(run: SampledRun) -> list[Prompt]:
+    """Prompts of a run that samples."""
     if run.data in names():
         return scenario(run.data).prompts("rl", run.examples, seed=run.seed)
     return read_prompts(file_of(run.data))

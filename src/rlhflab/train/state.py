@@ -115,7 +115,8 @@ def learning_rate_factor(settings: Optimizer, step: int, total: int) -> float:
     left = (total - step) / max(1, total - warmup)
     if settings.schedule == "constant":
         return 1.0
-    return left if settings.schedule == "linear" else 0.5 * (1 - math.cos(math.pi * left))
+    shape = left if settings.schedule == "linear" else 0.5 * (1 - math.cos(math.pi * left))
+    return settings.final_share + (1 - settings.final_share) * shape
 
 
 class TrainState:
@@ -190,6 +191,10 @@ class TrainState:
         if before is not None:
             self._refuse_standstill(before, float(norms[0]))
         self.note({"gradient_norm": norms[0], "learning_rate": torch.tensor(self._groups[0][1] * factor)})
+
+    def forget_gradients(self) -> None:
+        """Take no step on what was accumulated."""
+        self._optimizer.zero_grad(set_to_none=True)
 
     def finish_step(self, extra: Mapping[str, float | None] | None = None) -> Step:
         """The numbers noted since the last call."""
