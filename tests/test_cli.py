@@ -68,7 +68,7 @@ def test_a_reader_that_leaves_early_is_no_error():
 
 @pytest.mark.parametrize(("arguments", "sentence"), [
     (["train", "dqo", "run.yaml"], 'Invalid value "dqo"'),
-    (["train", "dpo"], "parameter RUN requires an argument"),
+    (["train", "dpo"], "train: needs a kind and a run file"),
     (["train", "dpo", "none.yaml"], "none.yaml: no such run file"),
     (["sample", "--n", "0"], 'Invalid value "0" for --n'),
     (["sample", "--prompt", "a", "--prompts", "b"], "--prompt and --prompts: give one of them"),

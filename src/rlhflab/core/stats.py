@@ -42,7 +42,7 @@ def best_of_n(proxy: Sequence[float], gold: Sequence[float], n: int) -> float:
         raise ValueError(f"the best of {n} cannot be estimated from {total} answers")
     rank = np.unique(np.asarray(proxy, dtype=float), return_inverse=True)[1]
     shared = (np.bincount(rank, weights=np.asarray(gold, dtype=float)) / np.bincount(rank))[rank]
-    weight = np.array([comb(i, n - 1) for i in range(total)], dtype=float) / comb(total, n)
+    weight = np.array([comb(i, n - 1) / comb(total, n) for i in range(total)])
     return float(weight @ shared[np.argsort(rank)])
 
 
