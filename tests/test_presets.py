@@ -38,6 +38,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "openrlhf-ppo": {
         "optimizer.learning_rate": 1e-6, "optimizer.schedule": "cosine", "optimizer.final_share": 0.1,
         "optimizer.warmup": 0.03, "optimizer.weight_decay": 0, "optimizer.beta1": 0.9, "optimizer.beta2": 0.95,
+        "optimizer.epsilon": 1e-8,
         "optimizer.max_grad_norm": 1, "value_learning_rate": 9e-6, "value_adapter_learning_rate": 9e-6,
         "batch": 1024, "samples": 1, "epochs": 1, "minibatches": 8, "kl_coefficient": 0.01, "kl_in": "reward",
         "kl_estimator": "k1", "kl_target": None, "kl_horizon": 10_000, "policy_loss.name": "clip",
@@ -47,8 +48,9 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "temperature": 1, "max_length": 2048, "max_new_tokens": 1024},
     "verl-ppo": {
         "optimizer.learning_rate": 1e-6, "optimizer.schedule": "constant", "optimizer.warmup": 0,
-        "optimizer.weight_decay": 0.01, "optimizer.max_grad_norm": 1, "value_learning_rate": 1e-5,
-        "value_adapter_learning_rate": 1e-5, "batch": 1024, "samples": 1, "epochs": 1, "minibatches": 4,
+        "optimizer.weight_decay": 0.01, "optimizer.epsilon": 1e-8, "optimizer.max_grad_norm": 1,
+        "value_learning_rate": 1e-5, "value_adapter_learning_rate": 1e-5, "batch": 1024, "samples": 1,
+        "epochs": 1, "minibatches": 4,
         "kl_coefficient": 0, "policy_loss.name": "clip", "policy_loss.clip": 0.2, "policy_loss.clip_high": 0.2,
         "policy_loss.dual_clip": 3, "value_clip": 0.5, "value_coefficient": 1, "advantage.name": "gae",
         "advantage.gamma": 1, "advantage.gae_lambda": 1, "advantage.whiten_advantages": True, "token_mean": "token",
@@ -105,6 +107,11 @@ def test_the_resolved_run_reads_back_as_itself() -> None:
     resolved = make_run("ppo", {"preset": "openrlhf-ppo", "policy_loss": {"clip": 0.1}}).model_dump(mode="json")
     assert resolved["policy_loss"]["clip"] == 0.1
     assert make_run("ppo", resolved).model_dump(mode="json") == resolved
+
+
+def test_a_section_keeps_what_its_kind_of_run_says_of_the_other_keys() -> None:
+    assert make_run("ppo", {"optimizer": {"learning_rate": 1e-3}}).optimizer.epsilon == 1e-5
+    assert make_run("sft", {"optimizer": {"schedule": "constant"}}).optimizer.learning_rate == 5e-4
 
 
 def test_a_flag_changes_an_option_of_the_entry_that_the_file_leaves_out(tmp_path: Path) -> None:

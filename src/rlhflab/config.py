@@ -293,14 +293,22 @@ def read_run(kind: str | None, path: Path, overrides: Sequence[str] = ()) -> Run
 
 def make_run(kind: str, content: Mapping[str, Any], *, where: str = "run") -> Run:
     """Validated settings of a run of `kind`, over those of its preset; ConfigError names `where` and the key."""
-    below: dict[str, Any] = {key: {"name": field.default.name} for key, field in KINDS[kind].model_fields.items()
-                             if isinstance(field.default, Choice)}
+    below = _under(KINDS[kind])
     if (name := content.get("preset")) is not None:
         below = _laid_over(below, preset_values(str(name), kind=kind, where=where))
     try:
         return KINDS[kind].model_validate(_laid_over(below, content))
     except ValidationError as error:
         raise ConfigError("; ".join(_in_words(where, problem, KINDS[kind]) for problem in error.errors())) from error
+
+
+def _under(run: type[Run]) -> dict[str, Any]:
+    """What a file that names only some keys of a section leaves as it is: a section's own values for this kind of run,
+    and the catalogue entry whose options it changes.
+    """
+    defaults = {key: field.default for key, field in run.model_fields.items()}
+    return {key: {"name": value.name} if isinstance(value, Choice) else value.model_dump(exclude_unset=True)
+            for key, value in defaults.items() if isinstance(value, Settings | Choice)}
 
 
 def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

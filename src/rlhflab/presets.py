@@ -128,7 +128,7 @@ def openrlhf_ppo() -> Preset:
     """OpenRLHF's defaults for PPO."""
     return Preset(kind="ppo", values={
         "optimizer": {"learning_rate": 1e-6, "schedule": "cosine", "final_share": 0.1, "warmup": 0.03,
-                      "weight_decay": 0.0, "beta1": 0.9, "beta2": 0.95, "max_grad_norm": 1.0},
+                      "weight_decay": 0.0, "beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8, "max_grad_norm": 1.0},
         "value_learning_rate": 9e-6, "value_adapter_learning_rate": 9e-6,
         "batch": 1024, "samples": 1, "epochs": 1, "minibatches": 8,
         "kl_coefficient": 0.01, "kl_in": "reward", "kl_estimator": "k1", "kl_target": None, "kl_horizon": 10_000,
@@ -149,7 +149,7 @@ def verl_ppo() -> Preset:
     """The defaults of verl for PPO."""
     return Preset(kind="ppo", values={
         "optimizer": {"learning_rate": 1e-6, "schedule": "constant", "warmup": 0.0, "weight_decay": 0.01,
-                      "max_grad_norm": 1.0},
+                      "epsilon": 1e-8, "max_grad_norm": 1.0},
         "value_learning_rate": 1e-5, "value_adapter_learning_rate": 1e-5,
         "batch": 1024, "samples": 1, "epochs": 1, "minibatches": 4, "kl_coefficient": 0.0,
         "policy_loss": {"name": "clip", "clip": 0.2, "clip_high": 0.2, "dual_clip": 3.0}, "value_clip": 0.5,

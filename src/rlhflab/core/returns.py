@@ -199,7 +199,8 @@ def token_weights(owner: Int[Tensor, " s"], *, how: Literal["token", "answer", "
     answers = len(length)
     parts = {"token": torch.full_like(length, len(owner)), "answer": answers * length,
              "budget": torch.full_like(length, answers * budget)}[how]
-    return 1 / parts[member].float()
+    weight: Tensor = parts[member].float().reciprocal()
+    return weight
 
 
 def explained_variance(predicted: Float[Tensor, " s"], returns: Float[Tensor, " s"]) -> Tensor:
