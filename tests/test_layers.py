@@ -7,9 +7,10 @@ import rlhflab
 
 ROOT = Path(rlhflab.__file__).parent
 ORDER = ["core", "model", "rollout", "train", "analysis", "runs", "app", "commands", "cli", "__main__"]
-LIGHT = {"errors": set(), "progress": set(), "catalog": {"errors"}, "config": {"errors"}, "data": {"errors"},
+LIGHT = {"errors": set(), "progress": set(), "catalog": {"errors"}, "presets": {"catalog", "errors"},
+         "config": {"errors", "presets"}, "data": {"errors"},
          "scenarios": {"data", "catalog", "errors"}, "registry": {"data", "config", "errors"},
-         "listing": {"catalog", "config", "errors", "scenarios"}}
+         "listing": {"catalog", "config", "errors", "presets", "scenarios"}}
 HEAVY = {"torch", "transformers", "peft"}
 TREES = {path.relative_to(ROOT): ast.parse(path.read_text()) for path in sorted(ROOT.rglob("*.py"))}
 

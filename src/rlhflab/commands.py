@@ -50,9 +50,9 @@ def demo_command(*, model: str = DEFAULT_MODEL, seed: Seed = 0, out: Path | None
     _finish(folder, as_json, next_step=f"open {folder / 'report.html'} in a browser")
 
 
-def train_command(kind: Literal["sft", "reward", "dpo", "ppo"] | None = None, run: Path | None = None, /,
-                  *overrides: Override, out: Path | None = None, resume: Path | None = None, dry_run: bool = False,
-                  as_json: Json = False) -> None:
+def train_command(kind: Literal["sft", "reward", "dpo", "ppo", "best_of_n", "online_dpo"] | None = None,
+                  run: Path | None = None, /, *overrides: Override, out: Path | None = None,
+                  resume: Path | None = None, dry_run: bool = False, as_json: Json = False) -> None:
     """Train one role as a run file says.
 
     Any key of the run file can be changed by a flag: `--optimizer.learning_rate 1e-4`, `--loss.beta 0.05`.

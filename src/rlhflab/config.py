@@ -6,12 +6,13 @@ settings are saved with the run.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rlhflab.errors import ConfigError
+from rlhflab.presets import preset_values
 
 
 class Settings(BaseModel):
@@ -62,7 +63,9 @@ class Optimizer(Settings):
 
     learning_rate: float = Field(2e-4, ge=0)
     schedule: Literal["constant", "linear", "cosine"] = "linear"
-    """Shape of the decay to 0 after warm-up."""
+    """Shape of the decay after warm-up."""
+    final_share: float = Field(0.0, ge=0, le=1)
+    """Share of the rate at which the decay ends."""
     warmup: float = Field(0.1, ge=0, lt=1)
     """Share of the steps over which the rate rises; the first step already has 1/N of it."""
     weight_decay: float = Field(0.0, ge=0)
@@ -70,6 +73,7 @@ class Optimizer(Settings):
     beta2: float = Field(0.999, ge=0, lt=1)
     epsilon: float = Field(1e-8, gt=0)
     max_grad_norm: float = Field(1.0, gt=0)
+    """.inf for no clipping."""
 
 
 class Run(Settings):
@@ -77,6 +81,8 @@ class Run(Settings):
 
     kind: ClassVar[str]
 
+    preset: str | None = None
+    """A name of `rlhflab list presets`, whose values lie under those of the file and the flags."""
     model: str = "smollm2-135m"
     """A name of `rlhflab models`, a hub id, or a local transformers folder."""
     start: str | None = None
@@ -100,7 +106,7 @@ class Run(Settings):
     optimizer: Optimizer = Optimizer()
     epochs: int = Field(1, ge=1)
     steps: int | None = Field(None, ge=1)
-    """Optimizer steps (for PPO: rollouts) at most; the data's length decides where absent."""
+    """Optimizer steps (rollouts, where a run samples) at most; the data's length decides where absent."""
     batch: int = Field(16, ge=1)
     """Conversations, or prompts with all their pairs, an optimizer step."""
     max_length: int = Field(1024, ge=8)
@@ -219,51 +225,117 @@ class RewardSource(Choice):
     """Scores, shaped, are cut off at -cap and cap, before the weight."""
 
 
-class PpoRun(Run):
-    """Proximal policy optimisation (arXiv:1707.06347) with a KL term in the reward (arXiv:1909.08593)."""
+class SampledRun(Run):
+    """What every run says that learns from answers it samples itself, scored by a reward."""
 
-    kind: ClassVar[str] = "ppo"
     batch: int = Field(8, ge=1)
     """Prompts a rollout."""
     samples: int = Field(4, ge=1)
     """Answers a prompt."""
     steps: int | None = Field(30, ge=1)
-    """Rollouts, each followed by epochs x minibatches optimizer steps."""
-    epochs: int = Field(2, ge=1)
-    minibatches: int = Field(1, ge=1)
-    optimizer: Optimizer = Optimizer(learning_rate=2e-4, epsilon=1e-5)
-    value_learning_rate: float = Field(1e-3, ge=0)
+    """Rollouts, each followed by its optimizer steps."""
     reward: Sequence[RewardSource] = (RewardSource(name="role"),)
     end: EndRule = EndRule()
-    baseline: Literal["none", "prompt"] = "none"
-    """prompt: each score less the mean of the prompt's other answers (RLOO, arXiv:2402.14740), before the critic."""
+    reward_clip: float | None = Field(None, gt=0)
+    """Scores beyond plus or minus this are cut to it, before the end rule."""
     temperature: float = Field(1.0, gt=0)
     max_new_tokens: int = Field(40, ge=1)
-    kl_coefficient: float = Field(0.02, ge=0)
-    """Weight of the per-token k1 estimate of KL(policy, reference), in sigma of the reward a nat."""
-    gamma: float = Field(1.0, gt=0, le=1)
-    gae_lambda: float = Field(0.95, ge=0, le=1)
-    clip: float = Field(0.2, gt=0)
-    value_clip: float = Field(0.2, gt=0)
-    value_coefficient: float = Field(0.5, gt=0)
-    whiten_advantages: bool = True
     top_k: int = 0
-    """Must be 0: the ratio compares the policy with what was sampled from, so nothing may be cut off."""
+    """Must be 0: log-probs are those of the whole distribution that was sampled from, so nothing may be cut off."""
     top_p: float = 1.0
     """Must be 1, for the same reason."""
 
     @model_validator(mode="after")
-    def _keep_the_ratio_true(self) -> "PpoRun":
-        for key, value, needed in (("top_k", self.top_k, 0), ("top_p", self.top_p, 1), ("lora.dropout",
-                                                                                       self.lora.dropout, 0)):
+    def _keep_the_logprobs_true(self) -> Self:
+        for key, value, needed in (("top_k", self.top_k, 0), ("top_p", self.top_p, 1)):
             if value != needed:
-                raise ValueError(f"{key} must be {needed} in PPO, where it would break the probability ratio")
-        if self.baseline == "prompt" and self.samples < 2:
-            raise ValueError("baseline: prompt compares a prompt's answers, so samples must be at least 2")
+                raise ValueError(f"{key} must be {needed} where a run samples: the log-probs are those of the whole "
+                                 "distribution, and the probability ratio would compare two different ones")
+        if self.lora.dropout:
+            raise ValueError("lora.dropout must be 0 where a run samples: sampler and trainer would disagree about the "
+                             "log-probs, which breaks the probability ratio")
         return self
 
 
-KINDS: Mapping[str, type[Run]] = {run.kind: run for run in (SftRun, RewardRun, DpoRun, PpoRun)}
+class PpoRun(SampledRun):
+    """Policy optimisation on a reward with a KL term: PPO (arXiv:1707.06347), or RLOO or GRPO by `advantage`."""
+
+    kind: ClassVar[str] = "ppo"
+    epochs: int = Field(2, ge=1)
+    """Passes over a rollout, each of `minibatches` optimizer steps."""
+    minibatches: int = Field(1, ge=1)
+    optimizer: Optimizer = Optimizer(learning_rate=2e-4, epsilon=1e-5)
+    value_learning_rate: float = Field(1e-3, ge=0)
+    """Of the value role's head; its adapter learns at `value_adapter_learning_rate`."""
+    value_adapter_learning_rate: float | None = Field(None, ge=0)
+    """That of the policy where absent."""
+    advantage: Choice = Choice(name="gae")
+    """A name of `rlhflab list advantages`; gae trains a critic, rloo and grpo do without."""
+    policy_loss: Choice = Choice(name="clip")
+    """A name of `rlhflab list policy_losses`."""
+    token_mean: Literal["token", "answer", "budget"] = "token"
+    """What a token counts: all the same; less in a long answer (GRPO); 1 / `max_new_tokens` an answer (Dr. GRPO)."""
+    entropy_coefficient: float = Field(0.0, ge=0)
+    """Weight of the entropy of each token's distribution, which the policy is paid for."""
+    kl_coefficient: float = Field(0.02, ge=0)
+    """Weight of the per-token estimate of KL(policy, reference), in units of the reward a nat."""
+    kl_in: Literal["reward", "loss"] = "reward"
+    """Where the KL term stands: taken off each token's reward, or added to its loss."""
+    kl_estimator: Literal["k1", "k2", "k3"] | None = None
+    """k1 in the reward and k2 in the loss where absent; see docs/methods/policy-optimisation.md."""
+    kl_target: float | None = Field(None, gt=0)
+    """Nats an answer that the coefficient is steered to after each rollout (arXiv:1909.08593); fixed where absent."""
+    kl_horizon: float = Field(10_000, gt=0)
+    """Answers over which the steered coefficient can grow or shrink by about 20 %."""
+    stop_kl: float | None = Field(None, gt=0)
+    """KL from the policy that sampled, nats a token, above which the rest of a rollout's steps is left out."""
+    critic_warmup: int = Field(0, ge=0)
+    """Rollouts at the start on which the critic learns and the policy does not."""
+    value_clip: float | None = Field(0.2, gt=0)
+    """none for no clipping."""
+    value_coefficient: float = Field(0.5, gt=0)
+
+    @property
+    def kl_kind(self) -> str:
+        """The estimator, with its default filled in."""
+        return self.kl_estimator or {"reward": "k1", "loss": "k2"}[self.kl_in]
+
+    @model_validator(mode="after")
+    def _can_learn(self) -> Self:
+        if self.kl_in == "loss" and self.kl_estimator == "k1":
+            raise ValueError("kl_estimator must be k2 or k3 in the loss: the gradient of k1 there is zero on average, "
+                             "so nothing would hold the policy")
+        if self.steps is not None and self.critic_warmup >= self.steps:
+            raise ValueError("critic_warmup must be below steps, or the policy never learns")
+        return self
+
+
+class BestOfNRun(SampledRun):
+    """Best-of-n fine-tuning (RAFT, arXiv:2304.06767): sample, keep each prompt's best answer by reward, learn it."""
+
+    kind: ClassVar[str] = "best_of_n"
+    samples: int = Field(8, ge=2)
+    """Answers a prompt, of which one is kept."""
+    epochs: int = Field(1, ge=1)
+    """Optimizer steps on the kept answers of a rollout."""
+    optimizer: Optimizer = Optimizer(learning_rate=2e-4)
+
+
+class OnlineDpoRun(SampledRun):
+    """Online DPO (arXiv:2402.04792): sample, let the reward choose, one DPO step on the fresh pair of each prompt."""
+
+    kind: ClassVar[str] = "online_dpo"
+    samples: int = Field(2, ge=2)
+    """Answers a prompt; of more than two, the best and the worst are the pair."""
+    epochs: int = Field(1, ge=1)
+    """Optimizer steps on the pairs of a rollout."""
+    loss: Choice = Choice(name="dpo")
+    """A name of `rlhflab list losses`."""
+    optimizer: Optimizer = Optimizer(learning_rate=2e-4)
+
+
+KINDS: Mapping[str, type[Run]] = {run.kind: run for run in (
+    SftRun, RewardRun, DpoRun, PpoRun, BestOfNRun, OnlineDpoRun)}
 
 
 def read_run(kind: str | None, path: Path, overrides: Sequence[str] = ()) -> Run:
@@ -292,11 +364,36 @@ def read_run(kind: str | None, path: Path, overrides: Sequence[str] = ()) -> Run
 
 
 def make_run(kind: str, content: Mapping[str, Any], *, where: str = "run") -> Run:
-    """Validated settings of a run of `kind`; ConfigError names `where` and the key."""
+    """Validated settings of a run of `kind`, over those of its preset; ConfigError names `where` and the key."""
+    below = _under(KINDS[kind])
+    if (name := content.get("preset")) is not None:
+        below = _laid_over(below, preset_values(str(name), kind=kind, where=where))
     try:
-        return KINDS[kind].model_validate(dict(content))
+        return KINDS[kind].model_validate(_laid_over(below, content))
     except ValidationError as error:
         raise ConfigError("; ".join(_in_words(where, problem, KINDS[kind]) for problem in error.errors())) from error
+
+
+def _under(run: type[Run]) -> dict[str, Any]:
+    """What a file that names only some keys of a section leaves as it is: a section's own values for this kind of run,
+    and the catalogue entry whose options it changes.
+    """
+    defaults = {key: field.default for key, field in run.model_fields.items()}
+    return {key: {"name": value.name} if isinstance(value, Choice) else value.model_dump(exclude_unset=True)
+            for key, value in defaults.items() if isinstance(value, Settings | Choice)}
+
+
+def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of `above`, and those of `below` where it has none. Another catalogue entry keeps no option of the one
+    below.
+    """
+    result = dict(below)
+    for key, value in above.items():
+        under = below.get(key)
+        same = isinstance(under, Mapping) and isinstance(value, Mapping) and \
+            value.get("name", under.get("name")) == under.get("name")
+        result[key] = _laid_over(under, value) if same else value  # type: ignore[arg-type]
+    return result
 
 
 def parse_overrides(tokens: Sequence[str]) -> list[tuple[str, Any]]:

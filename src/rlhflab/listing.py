@@ -10,17 +10,20 @@ from pydantic.fields import FieldInfo
 from rlhflab.catalog import Catalog
 from rlhflab.config import KINDS, Choice, Settings
 from rlhflab.errors import ConfigError
+from rlhflab.presets import described, dotted, preset
 from rlhflab.scenarios import names, scenario
 
 CATALOGUES: Mapping[str, str | None] = {
     "losses": "rlhflab.core.preference:preference_loss",
+    "advantages": "rlhflab.core.returns:advantage_estimator",
+    "policy_losses": "rlhflab.core.losses:policy_loss",
     "rewards": "rlhflab.rollout.rewards:reward_source",
     "detectors": None,
     "formats": None,
     "verifiers": "rlhflab.rollout.verifiers:verifier",
     "shapings": "rlhflab.rollout.shaping:reward_shaping",
     "suites": None,
-    "presets": None,
+    "presets": "rlhflab.presets:preset",
 }
 """Where each catalogue is, imported when it is asked for; None for a kind that has no entries yet."""
 
@@ -45,10 +48,18 @@ def listing(name: str) -> list[dict[str, Any]]:
         known = ", ".join(row["name"] for row in overview())
         raise ConfigError(f"nothing to list is called {name!r}; there are {known}")
     where = CATALOGUES[name]
-    return [] if where is None else [
+    rows = [] if where is None else [
         {"name": entry.name, "options": {key: _option(field) for key, field in entry.fields.items()},
          "needs": list(entry.needs), "admits": list(entry.admits), "source": entry.source, "summary": entry.summary}
         for entry in catalog_at(where).entries()]
+    return [_preset_row(row) for row in rows] if name == "presets" else rows
+
+
+def _preset_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A preset's row with the keys it sets as options, and with what it cannot set after the summary."""
+    values = dotted(preset.entry(row["name"], where="presets").function().values)
+    options = {key: {"type": type(value).__name__, "default": value, "range": None} for key, value in values.items()}
+    return {**row, "options": options, "summary": described(row["name"])}
 
 
 def catalog_at(where: str) -> Catalog[Any]:

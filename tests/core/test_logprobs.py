@@ -29,6 +29,29 @@ def test_chunked_logprobs_and_their_gradient_equal_a_full_softmax(
     torch.testing.assert_close(fast_hidden.grad, plain_hidden.grad, atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("chunk", [1, 3, 1000])
+@pytest.mark.parametrize("with_logprob", [False, True])
+def test_the_gradient_through_the_entropy_equals_that_of_a_full_softmax(
+        dtype: torch.dtype, tolerance: float, chunk: int, with_logprob: bool) -> None:
+    torch.manual_seed(0)
+    weight, target = torch.randn(50, 16, dtype=dtype), torch.randint(50, (7,))
+    fast_hidden = torch.randn(7, 16, dtype=dtype, requires_grad=True)
+    plain_hidden = fast_hidden.detach().clone().requires_grad_()
+    upstream, other = torch.randn(7), torch.randn(7)
+    scores = token_scores(fast_hidden, weight, target, temperature=0.7, chunk=chunk)
+    logprobs = (torch.nn.functional.linear(plain_hidden, weight).float() / 0.7).log_softmax(-1)
+    entropy = -(logprobs.exp() * logprobs).sum(-1)
+    torch.testing.assert_close(scores.entropy, entropy, atol=tolerance, rtol=tolerance)
+    fast, plain = (upstream * scores.entropy).sum(), (upstream * entropy).sum()
+    if with_logprob:
+        fast = fast + (other * scores.logprob).sum()
+        plain = plain + (other * logprobs[torch.arange(7), target]).sum()
+    fast.backward()
+    plain.backward()
+    torch.testing.assert_close(fast_hidden.grad, plain_hidden.grad, atol=tolerance, rtol=tolerance)
+
+
 def test_the_gradient_is_the_derivative_by_finite_differences() -> None:
     torch.manual_seed(0)
     hidden = torch.randn(3, 4, dtype=torch.float32)

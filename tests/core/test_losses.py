@@ -13,6 +13,7 @@ from rlhflab.core.losses import (
     length_loss,
     ppo_policy_loss,
     ppo_value_loss,
+    reinforce_loss,
 )
 
 
@@ -50,6 +51,41 @@ def test_the_length_loss_by_hand_and_its_correlation_as_numpy_has_it() -> None:
 def test_policy_loss_is_the_pessimistic_one(logratio: float, advantage: float, expected: float) -> None:
     loss = ppo_policy_loss(torch.tensor([logratio]), torch.zeros(1), torch.tensor([advantage]), clip=0.2)
     assert loss.each.item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("logratio", "advantage", "expected", "clipped"), [
+    (math.log(1.5), 1.0, -1.3, 1.0),  # a gain is clipped at 1 + clip_high
+    (math.log(1.25), 1.0, -1.25, 0.0),  # within it
+    (math.log(0.5), -1.0, 0.8, 1.0),  # below it is still 1 - clip
+])
+def test_the_clip_can_be_wider_above(logratio: float, advantage: float, expected: float, clipped: float) -> None:
+    loss = ppo_policy_loss(torch.tensor([logratio]), torch.zeros(1), torch.tensor([advantage]), clip=0.2, clip_high=0.3)
+    assert loss.each.item() == pytest.approx(expected) and loss.metrics["clip_fraction"].item() == clipped
+
+
+@pytest.mark.parametrize(("ratio", "advantage", "expected"), [
+    (10.0, -2.0, 6.0),  # -A ratio would be 20: at most -c A
+    (2.0, -2.0, 4.0),  # below c nothing changes
+    (10.0, 2.0, -2.4),  # nor does it for a good token
+])
+def test_the_dual_clip_bounds_what_a_bad_token_costs(ratio: float, advantage: float, expected: float) -> None:
+    loss = ppo_policy_loss(torch.tensor([math.log(ratio)]), torch.zeros(1), torch.tensor([advantage]), dual_clip=3.0)
+    assert loss.each.item() == pytest.approx(expected)
+
+
+def test_reinforce_and_the_clipped_ratio_have_one_gradient_where_the_policy_has_not_moved() -> None:
+    gradients = []
+    for loss_of in (reinforce_loss, ppo_policy_loss):
+        now = torch.tensor([-1.0, -2.0], requires_grad=True)
+        loss_of(now, now.detach(), torch.tensor([3.0, -0.5])).each.sum().backward()
+        gradients.append(now.grad)
+    torch.testing.assert_close(gradients[0], gradients[1])
+    torch.testing.assert_close(gradients[0], torch.tensor([-3.0, 0.5]))
+
+
+def test_without_a_clip_the_value_loss_is_half_the_squared_error() -> None:
+    loss = ppo_value_loss(torch.tensor([1.0]), torch.tensor([0.0]), torch.tensor([3.0]), clip=None)
+    assert loss.each.item() == 2.0 and loss.metrics["value_clip_fraction"].item() == 0.0
 
 
 def test_value_loss_takes_the_larger_of_plain_and_clipped_error() -> None:

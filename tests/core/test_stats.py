@@ -1,11 +1,12 @@
 """Intervals against SciPy and against numbers worked by hand."""
 
 import math
+from itertools import combinations
 
 import pytest
 from scipy import stats
 
-from rlhflab.core.stats import mean_interval, paired_change, wilson
+from rlhflab.core.stats import best_of_n, mean_interval, paired_change, wilson
 
 
 def test_wilson_equals_scipys() -> None:
@@ -48,3 +49,25 @@ def test_one_cluster_says_nothing_about_spread() -> None:
 def test_no_values_are_refused() -> None:
     with pytest.raises(ValueError, match="no values"):
         mean_interval([])
+
+
+def test_the_best_of_two_by_hand() -> None:
+    # by proxy the gold is 1, 0, 4; pairs' winners: {1,2} -> 0, {1,3} -> 4, {2,3} -> 4
+    assert best_of_n([0.1, 0.5, 0.9], [1.0, 0.0, 4.0], 2) == pytest.approx(8 / 3)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 6])
+def test_the_best_of_n_equals_the_mean_over_all_draws(n: int) -> None:
+    proxy, gold = [3.0, 1.0, 4.0, 1.5, 9.0, 2.0], [0.0, 1.0, 0.5, 0.25, 0.1, 0.9]
+    draws = [gold[max(draw, key=lambda i: proxy[i])] for draw in combinations(range(6), n)]
+    assert best_of_n(proxy, gold, n) == pytest.approx(sum(draws) / len(draws))
+
+
+def test_equal_proxies_share_their_gold() -> None:
+    assert best_of_n([1.0, 1.0], [0.0, 1.0], 2) == best_of_n([1.0, 1.0], [1.0, 0.0], 2) == 0.5
+
+
+@pytest.mark.parametrize("n", [0, 3])
+def test_no_best_of_more_answers_than_there_are(n: int) -> None:
+    with pytest.raises(ValueError, match="cannot be estimated from 2 answers"):
+        best_of_n([1.0, 2.0], [1.0, 2.0], n)

@@ -8,10 +8,10 @@ import torch
 
 from conftest import moved_role
 from rlhflab.config import RewardSource
-from rlhflab.data.types import Message, Prompt, Rollout, Score
+from rlhflab.data.types import Message, Prompt, Rollout
 from rlhflab.errors import ConfigError, RunError
 from rlhflab.model.shared import SharedModel
-from rlhflab.rollout.rewards import ConstantReward, make_reward
+from rlhflab.rollout.rewards import make_reward
 from rlhflab.rollout.sampling import answer_seed, rollout_trees
 
 PROMPT = Prompt(id="p", messages=(Message(role="user", content="Say it."),))
@@ -96,16 +96,6 @@ def test_two_reward_roles_have_to_have_two_names(llama: SharedModel, tmp_path: P
     each = [make_reward([RewardSource(name="role", role=role)], llama, micro_tokens=64)([answered("x")])[0].value
             for role in ("reward", "second")]
     assert both.value == pytest.approx(sum(each)) and each[0] != each[1] and both.by == "role:reward + role:second"
-
-
-def test_rollouts_in_a_row_without_any_difference_are_counted() -> None:
-    watch = ConstantReward()
-    rollouts: list[list[float | None]] = [[1, 1], [1, None, 1], [2], [], [0, 0, 1], [3, 3]]
-    counts = [watch.note([Score(value=value, by="x") for value in values]) for values in rollouts]
-    assert counts == [1, 2, 2, 2, 0, 1]
-    again = ConstantReward()
-    again.load_state_dict(watch.state_dict())
-    assert again.note([Score(value=5, by="x")] * 2) == 2
 
 
 @pytest.mark.parametrize(("source", "message"), [

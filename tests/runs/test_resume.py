@@ -26,12 +26,15 @@ def command(kind: str, folder: Path, out: Path) -> list[str]:
     data = folder / "mine.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
     dpo = ["--epochs", "3", "--probe_prompts", "2", "--probe_tokens", "4"]
+    on_samples = ["--steps", "5", "--samples", "2", "--max_new_tokens", "4", "--reward",
+                  '[{"name": "callable", "function": "scorers:early_letters"}]']
     more = {"bco": [*dpo, "--loss.name", "bco"],
             "ema": [*dpo, "--reference_ema.mix", "0.5", "--reference_ema.every", "3"],
-            "dpo": ["--epochs", "3", "--lora.dropout", "0.1", "--probe_prompts", "2", "--probe_tokens", "4"],
+            "dpo": [*dpo, "--lora.dropout", "0.1"],
             "reward": ["--epochs", "3"],
             "ppo": ["--steps", "9", "--samples", "2", "--max_new_tokens", "4", "--epochs", "2", "--minibatches", "2",
-                    "--reward", '[{"name": "words", "most": 2}]']}[kind]
+                    "--reward", '[{"name": "words", "most": 2}]'],
+            "best_of_n": on_samples, "online_dpo": on_samples}[kind]
     kind = {"bco": "dpo", "ema": "dpo"}.get(kind, kind)
     return ["train", kind, str(recipe(kind)), *SMALL, "--data", str(data), *more, "--out", str(out)]
 
@@ -80,6 +83,26 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Checkpoints, "keep", stopping)
+
+
+STEERED = ["--kl_target", "0.01", "--kl_horizon", "50", "--critic_warmup", "2"]
+
+
+@pytest.mark.parametrize(("kind", "flags"), [("ppo", STEERED), ("ppo", ["--advantage.name", "rloo", *STEERED[:4]]),
+                                             ("best_of_n", []), ("online_dpo", [])])
+def test_a_stopped_run_on_samples_goes_on_with_its_coefficient_and_its_roles(
+        kind: str, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_at(3, patch)
+        assert main([*command(kind, tmp_path, run), *flags]) == 130
+    kept = run / "checkpoints" / "step-2"
+    assert ((kept / "roles" / "value").exists()) == (kind == "ppo" and "rloo" not in flags)
+    if kind == "ppo":
+        assert json.loads((kept / "state.json").read_text())["carried"]["kl_coefficient"]["value"] != 0.05
+    assert main(["train", "--resume", str(run)]) == 0
+    assert main([*command(kind, tmp_path, tmp_path / "whole"), *flags]) == 0
+    assert outcome(run) == outcome(tmp_path / "whole")
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

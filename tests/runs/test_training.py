@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rlhflab.cli import main
-from rlhflab.config import KINDS, read_run
+from rlhflab.config import KINDS, SampledRun, read_run
 from rlhflab.runs.recipes import recipe
 
 SMALL = ["--model", "tiny-llama", "--dtype", "float32", "--steps", "2", "--batch", "4", "--examples", "16"]
@@ -22,14 +22,16 @@ def jsonl(path: Path, rows: list[Mapping[str, object]]) -> Path:
 
 def test_every_recipe_trains_two_steps(tmp_path: Path) -> None:
     start: list[str] = []
-    for kind in ("sft", "reward", "dpo", "ppo"):
+    for name in ("sft", "reward", "dpo", "ppo", "rloo", "best_of_n", "online_dpo"):
+        kind = read_run(None, recipe(name)).kind
         reward = ["--reward", json.dumps([{"name": "role", "path": str(tmp_path / "reward/roles/reward")}])]
-        flags = [*SMALL, *start, *(reward if kind == "ppo" else [])]
-        assert main(["train", kind, str(recipe(kind)), *flags, "--out", str(tmp_path / kind)]) == 0
-        steps = [json.loads(line) for line in (tmp_path / kind / "metrics.jsonl").read_text().splitlines()]
+        flags = [*SMALL, *start, *(reward if issubclass(KINDS[kind], SampledRun) else [])]
+        assert main(["train", kind, str(recipe(name)), *flags, "--out", str(tmp_path / name)]) == 0
+        steps = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         assert [step["step"] for step in steps] == [1, 2]
         start = ["--start", str(tmp_path / "sft" / "roles" / "policy")]
-    assert {path.name for path in (tmp_path / "ppo" / "roles").iterdir()} == {"policy", "value"}
+    trained = {name: {path.name for path in (tmp_path / name / "roles").iterdir()} for name in ("ppo", "rloo")}
+    assert trained == {"ppo": {"policy", "value"}, "rloo": {"policy"}}
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
@@ -45,10 +47,13 @@ def test_every_recipe_is_valid_and_says_its_kind(kind: str) -> None:
               "chosen": [{"role": "assistant", "content": row["chosen"]}],
               "rejected": [{"role": "assistant", "content": row["rejected"]}]} for row in PAIRS]),
     ("ppo", [{"prompt": row["prompt"]} for row in PAIRS]),
+    ("best_of_n", [{"prompt": row["prompt"]} for row in PAIRS]),
+    ("online_dpo", [{"prompt": row["prompt"]} for row in PAIRS]),
 ])
 def test_each_method_trains_on_the_users_own_jsonl(kind: str, rows: list[Mapping[str, object]], tmp_path: Path) -> None:
     data = jsonl(tmp_path / "mine.jsonl", rows)
-    more = ["--reward", '[{"name": "words", "most": 5}]', "--max_new_tokens", "4"] if kind == "ppo" else []
+    samples = issubclass(KINDS[kind], SampledRun)
+    more = ["--reward", '[{"name": "words", "most": 5}]', "--max_new_tokens", "4"] if samples else []
     command = ["train", kind, str(recipe(kind)), *SMALL, "--data", str(data), *more, "--out", str(tmp_path / "run")]
     assert main(command) == 0
     assert list((tmp_path / "run" / "roles").glob("*/adapter_model.safetensors"))
@@ -96,9 +101,9 @@ def test_a_bad_row_is_named_by_file_and_line(
 
 
 @pytest.mark.parametrize(("flags", "sentence"), [
-    (["--top_k", "50"], "top_k must be 0 in PPO"),
-    (["--top_p", "0.9"], "top_p must be 1 in PPO"),
-    (["--lora.dropout", "0.1"], "lora.dropout must be 0 in PPO"),
+    (["--top_k", "50"], "top_k must be 0 where a run samples"),
+    (["--top_p", "0.9"], "top_p must be 1 where a run samples"),
+    (["--lora.dropout", "0.1"], "lora.dropout must be 0 where a run samples"),
     (["--gold", "helpdesk", "--data", "bare.jsonl"], "bare.jsonl: row bare:1: has no 'facts', by which gold: helpdesk"),
     (["--reward", '[{"name": "nope"}]'], "no reward source is called 'nope'"),
     (["--reward", '[{"name": "callable", "function": "scorers:never"}]'], "32 of 32 answers could not be scored"),
@@ -111,6 +116,16 @@ def test_ppo_refuses_what_would_break_its_ratio_or_its_reward(
     command = ["train", "ppo", str(recipe("ppo")), *SMALL, "--batch", "8", "--samples", "4", "--max_new_tokens", "4"]
     assert main([*command, *flags, "--out", str(tmp_path / "run")]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_a_reward_that_tells_nothing_apart_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = jsonl(tmp_path / "mine.jsonl", [{"prompt": row["prompt"]} for row in PAIRS])
+    flags = ["--steps", "5", "--data", str(data), "--reward", '[{"name": "words", "most": 50}]', "--end.rule", "none"]
+    assert main(["train", "ppo", str(recipe("rloo")), *SMALL, "--max_new_tokens", "4", *flags,
+                 "--out", str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().err.count("gave every answer of 3 rollouts the same score") == 1
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["constant_rewards"] for row in rows] == [1, 2, 3, 4, 5]
 
 
 def test_an_existing_run_folder_is_refused_before_anything_is_loaded(

@@ -88,7 +88,8 @@ def test_the_head_is_part_of_what_is_compared(llama: SharedModel) -> None:
 
 
 def at_step_one(tensors: dict[str, torch.Tensor] | None = None) -> Saved:
-    return Saved(step=1, number=1, carried={}, tensors={**random_state(), **(tensors or {})})
+    carried = {"kl_coefficient": {"value": 0.05}, "constant_rewards": {"rollouts": 0.0, "score": 0.0}}
+    return Saved(step=1, number=1, moved=True, carried=carried, tensors={**random_state(), **(tensors or {})})
 
 
 def loops(model: SharedModel, saved: Saved | None) -> Iterator[Iterator[Step]]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from conftest import moved_role
-from rlhflab.config import DpoRun, Lora, Optimizer, PpoRun, RewardRun, Run, SftRun, make_run
+from rlhflab.config import Choice, DpoRun, Lora, Optimizer, PpoRun, RewardRun, Run, SftRun, make_run
 from rlhflab.core.batch import PreferenceTree, TokenAnswer, Tree
 from rlhflab.data.chat import ChatFormat
 from rlhflab.data.types import Message, Prompt, Rollout, Score
@@ -14,8 +14,9 @@ from rlhflab.errors import RunError
 from rlhflab.model.shared import SharedModel
 from rlhflab.rollout.scoring import score_trees, tree_logprobs
 from rlhflab.train.dpo import train_dpo
-from rlhflab.train.ppo import end_score, keep_scored, less_prompt_baseline, minibatches, train_ppo
+from rlhflab.train.ppo import minibatches, train_ppo
 from rlhflab.train.reward import train_reward
+from rlhflab.train.rollouts import end_score, keep_scored
 from rlhflab.train.sft import train_sft
 from scorers import early_letters
 
@@ -88,7 +89,8 @@ def ppo_parts(llama: SharedModel, **settings: object) -> tuple[PpoRun, Callable[
 
 
 @pytest.mark.parametrize("settings", [
-    {"epochs": 2}, {"epochs": 1, "minibatches": 2, "micro_tokens": 64}, {"baseline": "prompt"}])
+    {"epochs": 2}, {"epochs": 1, "minibatches": 2, "micro_tokens": 64},
+    {"advantage": {"name": "gae", "baseline": "prompt"}}])
 def test_ppo_raises_its_reward(llama: SharedModel, settings: dict[str, object]) -> None:
     run, reward = ppo_parts(llama, steps=12, **settings)
     steps = list(train_ppo(run, llama, PROMPTS, chat=ChatFormat(llama.tokenizer), reward=reward, reference=None))
@@ -112,8 +114,8 @@ def test_no_gradient_of_the_critic_reaches_the_policy(llama: SharedModel) -> Non
     def constant(rollouts: list[Rollout]) -> list[Score]:
         return [Score(value=1.0, by="constant") for _ in rollouts]
 
-    run = run.model_copy(update={"whiten_advantages": False, "gae_lambda": 0.0,
-                                 "optimizer": Optimizer(learning_rate=0.0)})
+    run = run.model_copy(update={"optimizer": Optimizer(learning_rate=0.0),
+                                 "advantage": Choice(name="gae", gae_lambda=0.0, whiten_advantages=False)})
     list(train_ppo(run, llama, PROMPTS[:8], chat=ChatFormat(llama.tokenizer), reward=constant, reference=None))
     assert all(torch.equal(a, b) for a, b in zip(before, llama.parameters("policy"), strict=True))
 
@@ -208,12 +210,6 @@ def test_the_end_rule_by_hand(rule: str, stopped: bool, expected: float) -> None
     run = make_run("ppo", {"end": {"rule": rule, "value": 2.0}})
     assert isinstance(run, PpoRun)
     assert end_score(run.end, 3.0, stopped=stopped) == expected
-
-
-def test_the_prompt_baseline_by_hand() -> None:
-    got = less_prompt_baseline(torch.tensor([1.0, 2.0, 6.0, 5.0]), torch.tensor([0, 0, 0, 1]))
-    # 1 - (2 + 6)/2, 2 - (1 + 6)/2, 6 - (1 + 2)/2; an answer alone has nothing to be compared with
-    assert got.tolist() == [-3.0, -1.5, 4.5, 0.0]
 
 
 def test_minibatches_hold_every_tree_once() -> None:

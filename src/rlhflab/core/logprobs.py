@@ -20,7 +20,7 @@ class TokenScores(NamedTuple):
 
     logprob: Float[Tensor, " s"]
     entropy: Float[Tensor, " s"]
-    """Of the distribution it was drawn from. Carries no gradient."""
+    """Of the distribution it was drawn from."""
 
 
 def token_scores(hidden: Float[Tensor, "s d"], weight: Float[Tensor, "v d"], target: Int[Tensor, " s"], *,
@@ -44,22 +44,28 @@ class _TokenScores(torch.autograd.Function):
             logprob[part] = logits.gather(-1, target[part, None]).squeeze(-1) - normaliser[part]
             probability = (logits - normaliser[part, None]).exp_()
             entropy[part] = normaliser[part] - (probability.mul_(logits)).sum(-1)
-        ctx.save_for_backward(hidden, weight, target, normaliser)
+        ctx.save_for_backward(hidden, weight, target, normaliser, entropy)
         ctx.temperature, ctx.chunk = temperature, chunk
-        ctx.mark_non_differentiable(entropy)
+        ctx.set_materialize_grads(False)  # most losses use one of the two, and None says that the other is not needed
         return logprob, entropy
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        """D logprob / d hidden = (onehot(target) - softmax) @ weight / temperature."""
-        hidden, weight, target, normaliser = ctx.saved_tensors
+    def backward(ctx: Any, by_logprob: Tensor | None, by_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
+        """D logprob / d z = onehot(target) - p, d H / d z = -p (log p + H), d z / d hidden = weight / temperature.
+
+        z = hidden @ weight.T / temperature, p = softmax(z), H its entropy.
+        """
+        hidden, weight, target, normaliser, entropy = ctx.saved_tensors
+        by_logprob = torch.zeros_like(entropy) if by_logprob is None else by_logprob
         result = torch.empty_like(hidden)
         for part in _parts(len(target), ctx.chunk):
-            logits = _logits(hidden[part], weight, ctx.temperature)
-            by_logit = (logits - normaliser[part, None]).exp_().mul_(-gradient[part, None] / ctx.temperature)
-            by_logit.scatter_add_(-1, target[part, None], gradient[part, None] / ctx.temperature)
-            result[part] = by_logit.to(weight.dtype) @ weight
+            logprobs = _logits(hidden[part], weight, ctx.temperature).sub_(normaliser[part, None])
+            share = -by_logprob[part, None]
+            if by_entropy is not None:
+                share = share - by_entropy[part, None] * (logprobs + entropy[part, None])
+            by_logit = logprobs.exp_().mul_(share).scatter_add_(-1, target[part, None], by_logprob[part, None])
+            result[part] = by_logit.div_(ctx.temperature).to(weight.dtype) @ weight
         return result, None, None, None, None
 
 

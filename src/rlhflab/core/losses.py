@@ -3,12 +3,16 @@
 The losses that learn a policy from preferences are in `rlhflab.core.preference`. Axes: p pairs, s scored tokens.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Annotated, NamedTuple
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+
+from rlhflab.catalog import Catalog
 
 
 class Loss(NamedTuple):
@@ -51,28 +55,55 @@ def correlation(x: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> Float[Tensor,
     return value
 
 
-def ppo_policy_loss(logprob: Float[Tensor, " s"], old_logprob: Float[Tensor, " s"],
-                    advantage: Float[Tensor, " s"], *, clip: float = 0.2) -> Loss:
-    """max(-A ratio, -A clip(ratio, 1 - clip, 1 + clip)) of each token.
+PolicyLoss = Callable[[Tensor, Tensor, Tensor], Loss]
+policy_loss: Catalog[Callable[..., Loss]] = Catalog("policy loss")
+"""Entries take log-probs now, log-probs at sampling and advantages, each (s,)."""
 
-    Schulman et al. 2017, arXiv:1707.06347 eq. 7, with the sign of a loss.
+
+@policy_loss("clip", source="arXiv:1707.06347 eq. 7")
+def ppo_policy_loss(logprob: Float[Tensor, " s"], old_logprob: Float[Tensor, " s"], advantage: Float[Tensor, " s"], *,
+                    clip: Annotated[float, Field(gt=0)] = 0.2, clip_high: Annotated[float | None, Field(gt=0)] = None,
+                    dual_clip: Annotated[float | None, Field(gt=1)] = None) -> Loss:
+    """max(-A ratio, -A clip(ratio, 1 - clip, 1 + clip)) of each token: PPO's clipped probability ratio.
+
+    With the sign of a loss. `clip_high`: another bound above 1 (DAPO, arXiv:2503.14476). `dual_clip` c: at most
+    -c A where A < 0, however large the ratio (Ye et al. 2019, arXiv:1912.09729).
     """
     logratio = logprob - old_logprob
     ratio = logratio.exp()
-    each = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))
+    high = 1 + (clip if clip_high is None else clip_high)
+    each = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, high))
+    if dual_clip is not None:
+        each = torch.where(advantage < 0, torch.minimum(each, -dual_clip * advantage), each)
     return Loss(each, {
         "policy_loss": each.detach(),
-        "clip_fraction": ((ratio - 1).abs() > clip).float(),
+        "clip_fraction": ((ratio < 1 - clip) | (ratio > high)).float(),
         "update_kl": (ratio - 1 - logratio).detach(),
     })
 
 
+@policy_loss("reinforce", source="Williams 1992; arXiv:2402.14740")
+def reinforce_loss(logprob: Float[Tensor, " s"], old_logprob: Float[Tensor, " s"],
+                   advantage: Float[Tensor, " s"]) -> Loss:
+    """-A log-prob of each token: REINFORCE.
+
+    The first step after a rollout is the same as that of `clip`, whose ratio is then 1; later steps on the same rollout
+    are biased, as the tokens were drawn from an older policy and nothing makes up for it.
+    """
+    logratio = (logprob - old_logprob).detach()
+    each = -advantage * logprob
+    return Loss(each, {"policy_loss": each.detach(), "update_kl": logratio.exp() - 1 - logratio})
+
+
 def ppo_value_loss(value: Float[Tensor, " s"], old_value: Float[Tensor, " s"], returns: Float[Tensor, " s"], *,
-                   clip: float = 0.2) -> Loss:
+                   clip: float | None = 0.2) -> Loss:
     """Half the larger of the squared errors of the value and of the value clipped around the old one, each token.
 
-    As in OpenAI's lm-human-preferences; "N implementation details of RLHF with PPO".
+    As in OpenAI's lm-human-preferences; "N implementation details of RLHF with PPO". `clip` None: half the
+    squared error.
     """
-    clipped = old_value + (value - old_value).clamp(-clip, clip)
+    bound = float("inf") if clip is None else clip
+    clipped = old_value + (value - old_value).clamp(-bound, bound)
     each = 0.5 * torch.maximum((value - returns) ** 2, (clipped - returns) ** 2)
-    return Loss(each, {"value_loss": each.detach(), "value_clip_fraction": ((value - old_value).abs() > clip).float()})
+    return Loss(each, {"value_loss": each.detach(),
+                       "value_clip_fraction": ((value - old_value).abs() > bound).float()})

@@ -1,6 +1,7 @@
 """Intervals for means and rates, with samples clustered by prompt. NumPy and SciPy only."""
 
 from collections.abc import Hashable, Sequence
+from math import comb
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +28,22 @@ def wilson(successes: float, n: float, *, confidence: float = 0.95) -> tuple[flo
     centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
     half = z * np.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
+def best_of_n(proxy: Sequence[float], gold: Sequence[float], n: int) -> float:
+    """Expected gold of the answer with the highest proxy among n of one prompt's N answers, over all such draws.
+
+    Sum over i from n to N of C(i-1, n-1) / C(N, n) gold_(i), answers in the order of their proxy: unbiased, where
+    drawing n once would waste the others (Nakano et al. 2021, arXiv:2112.09332, appendix I). Equal proxies share their
+    mean gold, as if drawn by lot. Raises ValueError unless 1 <= n <= N.
+    """
+    total = len(proxy)
+    if not 1 <= n <= total:
+        raise ValueError(f"the best of {n} cannot be estimated from {total} answers")
+    rank = np.unique(np.asarray(proxy, dtype=float), return_inverse=True)[1]
+    shared = (np.bincount(rank, weights=np.asarray(gold, dtype=float)) / np.bincount(rank))[rank]
+    weight = np.array([comb(i, n - 1) / comb(total, n) for i in range(total)])
+    return float(weight @ shared[np.argsort(rank)])
 
 
 def _mean_variance(x: NDArray[np.float64], clusters: Sequence[Hashable] | None) -> tuple[float, float, int]:

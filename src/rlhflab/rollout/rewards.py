@@ -159,25 +159,3 @@ def _finite(where: str, reward: Reward) -> Reward:
         return scores
 
     return checked
-
-
-class ConstantReward:
-    """Counts rollouts in a row in which every scored answer got the same score, so that there is nothing to learn."""
-
-    def __init__(self) -> None:
-        self.rollouts = 0
-
-    def note(self, scores: Sequence[Score]) -> int:
-        """Rollouts in a row up to this one; a rollout with fewer than two scores says nothing and is passed over."""
-        values = [score.value for score in scores if score.value is not None]
-        if len(values) > 1:
-            self.rollouts = self.rollouts + 1 if min(values) == max(values) else 0
-        return self.rollouts
-
-    def state_dict(self) -> dict[str, float]:
-        """The count."""
-        return {"rollouts": float(self.rollouts)}
-
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Put back what `state_dict` returned."""
-        self.rollouts = int(state["rollouts"])

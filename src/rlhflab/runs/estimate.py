@@ -7,18 +7,22 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer
 
-from rlhflab.config import DpoRun, PpoRun, RewardRun, Run, SftRun
+from rlhflab.config import DpoRun, PpoRun, RewardRun, Run, SampledRun, SftRun
 from rlhflab.core.batch import TokenAnswer, Tree
 from rlhflab.data.chat import ChatFormat
 from rlhflab.data.formats import read_pairs
 from rlhflab.model.load import model_folder
 from rlhflab.runs import sources
 from rlhflab.scenarios import names, scenario
+from rlhflab.train.ppo import has_critic
 from rlhflab.train.preferences import objective
 from rlhflab.train.state import Schedule
 
-PASSES = {"sft": 2, "reward": 2, "dpo": 3, "ppo": 4}
-"""Forward-sized passes a token costs: forward and backward, DPO's reference, PPO's four roles before its updates."""
+PASSES = {"sft": 2, "reward": 2, "dpo": 3, "ppo": 4, "best_of_n": 4, "online_dpo": 5}
+"""Forward-sized passes a token costs: forward and backward, DPO's reference; with samples the writing, the reward,
+policy and reference before the updates."""
+UPDATES = {"ppo": 4, "best_of_n": 3, "online_dpo": 3}
+"""Forward-sized passes of one update on a sampled token: PPO's two roles, or one; best of n reads few of them."""
 USED_OF_PEAK = 0.6
 """Share of the matrix-multiply peak that training reaches."""
 ACTIVATIONS = 34
@@ -36,24 +40,24 @@ def describe_run(run: Run) -> dict[str, Any]:
     steps = _steps(run, len(lengths))
     items = steps * run.batch
     tokens = items * sum(lengths) / len(lengths)
-    passes: float = PASSES[run.kind] + (4 * run.epochs if isinstance(run, PpoRun) else 0)
+    passes: float = PASSES[run.kind] + UPDATES.get(run.kind, 0) * run.epochs
     bytes_each = torch.empty(0, dtype=getattr(torch, run.dtype)).element_size()
     adapted = min(run.lora.last_layers or config.num_hidden_layers, config.num_hidden_layers)
     adapter = 2 * run.lora.rank * adapted * 7 * config.hidden_size * 1.5
-    trained = 2 if isinstance(run, PpoRun) else 1
+    trained = 2 if isinstance(run, PpoRun) and has_critic(run) else 1
     widest = max(run.micro_tokens, *lengths)
     kept = (1 if run.recompute else config.num_hidden_layers) * config.hidden_size * ACTIVATIONS * bytes_each / 2
     memory = (blocks + embeddings) * bytes_each + adapter * (16 * trained + 4 * trained) + kept * min(
         widest, run.batch * max(lengths))
     return {"kind": run.kind, "run": run.model_dump(mode="json"), "estimate": {
-        "examples": len(lengths), "optimizer_steps": steps * (run.epochs * run.minibatches if isinstance(
-            run, PpoRun) else 1), "tokens": round(tokens), "memory_gb": round(memory / 1e9 + 0.5, 1),
+        "examples": len(lengths), "optimizer_steps": steps * _updates(run), "tokens": round(tokens),
+        "memory_gb": round(memory / 1e9 + 0.5, 1),
         "minutes": round(tokens * 2 * blocks * passes / (USED_OF_PEAK * _matmul_peak(run.dtype)) / 60, 1)}}
 
 
 def _trees(run: Run, chat: ChatFormat) -> list[Tree]:
     """The data as it will be packed; for pairs a scenario has yet to sample, its demonstrations stand in."""
-    if isinstance(run, PpoRun):
+    if isinstance(run, SampledRun):
         filler = (chat.end_id,) * (run.max_new_tokens // 2)
         return [Tree(prompt=chat.prompt(prompt), answers=(TokenAnswer(ids=filler),) * run.samples)
                 for prompt in sources.prompts(run)]
@@ -68,11 +72,16 @@ def _trees(run: Run, chat: ChatFormat) -> list[Tree]:
 
 
 def _steps(run: Run, examples: int) -> int:
-    if isinstance(run, PpoRun):
+    if isinstance(run, SampledRun):
         assert run.steps is not None
         return run.steps
     trained = examples - round(run.held_out * examples) if isinstance(run, RewardRun) else examples
     return len(Schedule.of(run, trained))
+
+
+def _updates(run: Run) -> int:
+    """Optimizer steps of a step."""
+    return run.epochs * (run.minibatches if isinstance(run, PpoRun) else 1) if isinstance(run, SampledRun) else 1
 
 
 def _parameters(folder: Any) -> tuple[int, int]:

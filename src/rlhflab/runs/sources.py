@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from rlhflab.config import DpoRun, PpoRun, RewardRun, Run
+from rlhflab.config import DpoRun, RewardRun, Run, SampledRun
 from rlhflab.core.batch import PreferenceTree, ThumbTree, TokenAnswer, Tree
 from rlhflab.data.chat import ChatFormat
 from rlhflab.data.formats import read_conversations, read_pairs, read_prompts, read_thumbs
@@ -65,8 +65,8 @@ def thumbs_of_file(run: DpoRun) -> list[Thumb]:
     return found
 
 
-def prompts(run: PpoRun) -> list[Prompt]:
-    """Prompts of a PPO run."""
+def prompts(run: SampledRun) -> list[Prompt]:
+    """Prompts of a run that samples."""
     if run.data in names():
         return scenario(run.data).prompts("rl", run.examples, seed=run.seed)
     return read_prompts(file_of(run.data))

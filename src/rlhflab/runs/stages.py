@@ -7,19 +7,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from rlhflab.config import DpoRun, PpoRun, RewardRun, Run, SftRun
+from rlhflab.config import BestOfNRun, DpoRun, OnlineDpoRun, PpoRun, RewardRun, Run, SampledRun, SftRun
 from rlhflab.core.batch import PreferenceTree
 from rlhflab.core.calibration import noise_ceiling
+from rlhflab.core.losses import policy_loss
+from rlhflab.core.returns import advantage_estimator
 from rlhflab.core.stats import mean_interval
-from rlhflab.data.types import PreferencePair, Rollout, Score, Thumb
+from rlhflab.data.types import PreferencePair, Prompt, Rollout, Score, Thumb
 from rlhflab.errors import DataError
 from rlhflab.rollout.probe import Probe
-from rlhflab.rollout.rewards import make_reward
+from rlhflab.rollout.rewards import Reward, make_reward
 from rlhflab.runs import sources
 from rlhflab.runs.folder import RunFolder
 from rlhflab.runs.lab import Lab
@@ -27,16 +29,21 @@ from rlhflab.runs.probes import first_step, reread_roles, scores_by_batch, train
 from rlhflab.runs.reward_measures import measure_role, opinions
 from rlhflab.scenarios.base import Scenario
 from rlhflab.scenarios.gold import count_words
+from rlhflab.train.best_of_n import train_best_of_n
 from rlhflab.train.checkpoint import Checkpoints
 from rlhflab.train.dpo import train_dpo
-from rlhflab.train.ppo import Observer, train_ppo
+from rlhflab.train.online_dpo import pair_loss_of, train_online_dpo
+from rlhflab.train.ppo import has_critic, train_ppo
 from rlhflab.train.preferences import objective
 from rlhflab.train.reward import QUALITY, fit_frozen_heads, head_outputs, train_reward
+from rlhflab.train.rollouts import Observer
 from rlhflab.train.sft import train_sft
 from rlhflab.train.state import Saved, Schedule, Step
 from rlhflab.train.thumbs import train_thumbs
 
 Summary = dict[str, Any]
+CONSTANT = 3
+"""Rollouts in a row with one and the same score, after which a run says so."""
 SAMPLES_LOGGED = 4
 """Answers of each rollout that are kept in `samples.jsonl`."""
 NORMALISED_ON = 64
@@ -130,29 +137,33 @@ def dpo_stage(run: DpoRun, lab: Lab, folder: RunFolder) -> Summary:
 
 
 def ppo_stage(run: PpoRun, lab: Lab, folder: RunFolder) -> Summary:
-    """Train `policy` by PPO against its frozen start."""
-    prompts = sources.prompts(run)
-    lengths = [len(lab.chat.prompt(prompt)) + run.max_new_tokens for prompt in prompts]
-    prompts = sources.fitting(run, prompts, lengths, [prompt.id for prompt in prompts], lab.progress)
-    task = sources.gold_of(run, prompts)
-    lab.start_role("policy", run)
-    reference = lab.freeze_reference(run)
-    reward = make_reward(run.reward, lab.model, micro_tokens=run.micro_tokens)
-    critic = "reward" if "reward" in lab.model.records else "policy"
-    lab.model.add_role("value", run.lora, copy_of=critic, head="zero")
-    kept = checkpoints(run, folder, "policy", "value")
-    saved = go_on(kept, lab, folder)
-    loop = train_ppo(run, lab.model, prompts, chat=lab.chat, reward=reward, reference=reference,
-                     observe=observer(task, folder, done=saved.step if saved else 0), saved=saved)
-    assert run.steps is not None
-    tokens = follow(loop, lab, folder, kept, "PPO", run.steps, show=("proxy", "gold", "kl"))
-    for role in ("policy", "value"):
-        lab.model.save_role(role, folder.path / "roles" / role)
-    return {"prompts": len(prompts), "tokens": tokens}
+    """Train `policy` by PPO, RLOO or GRPO against its frozen start, and a critic where the advantage needs one."""
+    policy_loss.bind(run.policy_loss.name, run.policy_loss.options, where="policy_loss")
+    advantage_estimator.bind(run.advantage.name, run.advantage.options, where="advantage")
+    sampling = start_sampling(run, lab)
+    roles = ["policy"]
+    if has_critic(run):
+        critic = "reward" if "reward" in lab.model.records else "policy"
+        lab.model.add_role("value", run.lora, copy_of=critic, head="zero")
+        roles.append("value")
+    label = {"gae": "PPO"}.get(run.advantage.name, run.advantage.name.upper())
+    return train_on_samples(train_ppo, run, sampling, lab, folder, label=label, roles=roles)
+
+
+def best_of_n_stage(run: BestOfNRun, lab: Lab, folder: RunFolder) -> Summary:
+    """Train `policy` on the best of the answers it samples."""
+    return train_on_samples(train_best_of_n, run, start_sampling(run, lab), lab, folder, label="best of n")
+
+
+def online_dpo_stage(run: OnlineDpoRun, lab: Lab, folder: RunFolder) -> Summary:
+    """Train `policy` on pairs of answers it samples, which the reward labels."""
+    pair_loss_of(run)  # a typing error is found before the sampling
+    return train_on_samples(train_online_dpo, run, start_sampling(run, lab), lab, folder, label="online DPO")
 
 
 STAGES: dict[str, Callable[..., Summary]] = {
-    "sft": sft_stage, "reward": reward_stage, "dpo": dpo_stage, "ppo": ppo_stage}
+    "sft": sft_stage, "reward": reward_stage, "dpo": dpo_stage, "ppo": ppo_stage, "best_of_n": best_of_n_stage,
+    "online_dpo": online_dpo_stage}
 
 
 def run_stage(run: Run, lab: Lab, folder: RunFolder) -> Summary:
@@ -200,6 +211,51 @@ def follow(loop: Iterator[Step], lab: Lab, folder: RunFolder, kept: Checkpoints,
             tokens += int(step.metrics.get("tokens") or 0)
             bar.advance(1, **{name: step.metrics.get(name) for name in show})
     return tokens
+
+
+class Sampling(NamedTuple):
+    """What a method on samples starts from."""
+
+    prompts: list[Prompt]
+    task: Scenario | None
+    """Whose gold check judges the answers for the log."""
+    reward: Reward
+    reference: str | None
+
+
+def start_sampling(run: SampledRun, lab: Lab) -> Sampling:
+    """Prompts that fit, the reward, and `policy` with its frozen reference."""
+    prompts = sources.prompts(run)
+    lengths = [len(lab.chat.prompt(prompt)) + run.max_new_tokens for prompt in prompts]
+    prompts = sources.fitting(run, prompts, lengths, [prompt.id for prompt in prompts], lab.progress)
+    task = sources.gold_of(run, prompts)
+    lab.start_role("policy", run)
+    reference = lab.freeze_reference(run)
+    return Sampling(prompts, task, make_reward(run.reward, lab.model, micro_tokens=run.micro_tokens), reference)
+
+
+def train_on_samples(train: Callable[..., Iterator[Step]], run: SampledRun, sampling: Sampling, lab: Lab,
+                     folder: RunFolder, *, label: str, roles: Sequence[str] = ("policy",)) -> Summary:
+    """Follow a loop that samples, and save the roles it trained."""
+    kept = checkpoints(run, folder, *roles)
+    saved = go_on(kept, lab, folder)
+    loop = train(run, lab.model, sampling.prompts, chat=lab.chat, reward=sampling.reward, reference=sampling.reference,
+                 observe=observer(sampling.task, folder, done=saved.step if saved else 0), saved=saved)
+    assert run.steps is not None
+    tokens = follow(warning_of_constant_rewards(loop, lab), lab, folder, kept, label, run.steps,
+                    show=("proxy", "gold", "kl"))
+    for role in roles:
+        lab.model.save_role(role, folder.path / "roles" / role)
+    return {"prompts": len(sampling.prompts), "tokens": tokens}
+
+
+def warning_of_constant_rewards(loop: Iterator[Step], lab: Lab) -> Iterator[Step]:
+    """The steps of `loop`; says so, once, when the reward has told no answer from another for a while."""
+    for step in loop:
+        if step.metrics["constant_rewards"] == CONSTANT:
+            lab.progress.say(f"The reward gave every answer of {CONSTANT} rollouts the same score, so there is nothing "
+                             "to learn from it: look at samples.jsonl and at what the reward checks.")
+        yield step
 
 
 def fitting_pairs(run: RewardRun | DpoRun, lab: Lab) -> list[PreferencePair]:

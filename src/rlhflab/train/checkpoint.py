@@ -39,7 +39,7 @@ class Checkpoints:
         for role in self.roles:
             model.restore_role(role, path / ROLES / role)
         content = json.loads((path / STATE).read_text())
-        return Saved(number=content["number"], step=content["step"], carried=content["carried"],
+        return Saved(number=content["number"], step=content["step"], moved=content["moved"], carried=content["carried"],
                      tensors=load_file(path / TENSORS))
 
     def keep(self, step: int, state: TrainState, model: SharedModel) -> None:
@@ -55,7 +55,7 @@ class Checkpoints:
                 model.save_role(role, unfinished / ROLES / role, alone=True)
             save_file(dict(saved.tensors), unfinished / TENSORS)
             (unfinished / STATE).write_text(json.dumps(
-                {"step": saved.step, "number": saved.number, "carried": saved.carried}))
+                {"step": saved.step, "number": saved.number, "moved": saved.moved, "carried": saved.carried}))
             _sync(unfinished)
             unfinished.rename(path)
         except Exception as error:  # safetensors reports a full disk by an error of its own

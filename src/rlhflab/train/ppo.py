@@ -1,127 +1,170 @@
 """PPO on scored answers: sample, score, estimate advantages, take epochs x minibatches clipped steps.
 
-No reward model here: scores arrive as numbers. Axes: s scored tokens of a rollout, n answers.
+RLOO and GRPO are the same loop with another advantage and no critic. No reward model here: scores arrive as numbers.
+Axes: s scored tokens of a rollout.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rlhflab.config import EndRule, PpoRun
-from rlhflab.core.batch import Tree, micro_batches, pack
-from rlhflab.core.losses import ppo_policy_loss, ppo_value_loss
-from rlhflab.core.returns import explained_variance, gae, kl_k1, kl_k3, token_rewards, whiten
+from rlhflab.config import PpoRun
+from rlhflab.core.batch import Batch, micro_batches, pack
+from rlhflab.core.losses import PolicyLoss, policy_loss, ppo_value_loss
+from rlhflab.core.returns import KL, Episodes, Estimator, advantage_estimator, explained_variance, token_weights
 from rlhflab.data.chat import ChatFormat
-from rlhflab.data.types import Prompt, Rollout, Score
-from rlhflab.errors import RunError
+from rlhflab.data.types import Prompt
+from rlhflab.errors import ConfigError, RunError
 from rlhflab.model.shared import SharedModel
 from rlhflab.rollout.rewards import Reward
-from rlhflab.rollout.sampling import rollout_trees, sample
-from rlhflab.rollout.scoring import read_trees, tree_logprobs
-from rlhflab.train.guards import engine_gap, refuse_engine_gap, refuse_wrong_reference
-from rlhflab.train.state import Saved, Schedule, Step, TrainState
-
-Observer = Callable[[Sequence[Rollout], Sequence[Score]], dict[str, float | None]]
-"""Looks at a rollout's answers and their scores; what it returns is logged with the step."""
-MOST_UNSCORED = 0.1
-"""Share of unscored answers in a rollout above which the run stops."""
+from rlhflab.rollout.scoring import read_trees
+from rlhflab.train.kl import KlCoefficient
+from rlhflab.train.rollouts import Observer, Sampled, sample_rollouts
+from rlhflab.train.state import Saved, Step, TrainState
 
 
 def train_ppo(run: PpoRun, model: SharedModel, prompts: Sequence[Prompt], *, chat: ChatFormat, reward: Reward,
               reference: str | None, observe: Observer = lambda rollouts, scores: {}, role: str = "policy",
               value_role: str = "value", saved: Saved | None = None) -> Iterator[Step]:
-    """Yields after every rollout and its optimizer steps. `reference` is None where the policy began as the base."""
+    """Yields after every rollout and its optimizer steps. `reference` is None where the policy began as the base.
+
+    `value_role` is there only where the advantage needs a critic.
+    """
     assert run.steps is not None
-    per_rollout = run.epochs * run.minibatches
-    state = TrainState(run.optimizer, [(model.parameters(role), run.optimizer.learning_rate),
-                                       (model.parameters(value_role), run.optimizer.learning_rate),
-                                       (model.head_parameters(value_role), run.value_learning_rate)],
-                       total=run.steps * per_rollout, may_have_nothing_to_learn=True, saved=saved)
-    schedule = Schedule(items=len(prompts), batch=run.batch, epochs=run.steps, steps=run.steps)
-    for number, indices in enumerate(schedule.order(run.seed, done=state.done), start=state.done):
-        rollouts = sample(model, chat, [prompts[i] for i in indices], role=role, samples=run.samples,
-                          max_new_tokens=run.max_new_tokens, temperature=run.temperature,
-                          seed=run.seed * 1_000_003 + number)
-        scored = reward(rollouts)
-        seen = observe(rollouts, scored)
-        rollouts, scores, unscored = keep_scored(rollouts, scored)
-        experience = gather_experience(run, model, rollouts, scores, role=role, value_role=value_role,
-                                       reference=reference)
-        if number == 0:
-            state.note(refuse_wrong_reference(experience.logprob, experience.reference, role=role, name=reference))
-            refuse_engine_gap(engine_gap(experience.engine, experience.logprob), dtype=model.unembedding.dtype)
-        for epoch in range(run.epochs):
-            for trees in minibatches(len(experience.trees), run.minibatches, seed=number * 1_000_003 + epoch):
-                update(run, model, experience, trees, state, role=role, value_role=value_role)
-        if state.number != (number + 1) * per_rollout:
-            raise RunError(f"{state.number} optimizer steps were taken, not {(number + 1) * per_rollout}: a rollout "
-                           f"has fewer prompts than minibatches ({run.minibatches})")
-        metrics = {**describe(experience, rollouts, scores), "unscored": unscored, **seen}
+    critic = value_role if has_critic(run) else None
+    estimate: Estimator = advantage_estimator.bind(run.advantage.name, run.advantage.options, where="advantage")
+    loss_of: PolicyLoss = policy_loss.bind(run.policy_loss.name, run.policy_loss.options, where="policy_loss")
+    planned = run.epochs * run.minibatches
+    state = TrainState(run.optimizer, parameter_groups(run, model, role, critic), total=run.steps * planned,
+                       may_have_nothing_to_learn=True, saved=saved)
+    kl_coefficient = KlCoefficient(run.kl_coefficient, target=run.kl_target, horizon=run.kl_horizon)
+    state.carry("kl_coefficient", kl_coefficient)
+    rollouts = sample_rollouts(run, model, prompts, state, chat=chat, reward=reward, reference=reference,
+                               observe=observe, role=role)
+    for number, sampled in enumerate(rollouts, start=state.done):
+        experience = gather_experience(run, model, sampled, estimate, kl_coefficient.value, critic=critic)
+        learner = Learner(run, model, state, experience, loss_of, role=role, critic=critic,
+                          policy_learns=number >= run.critic_warmup)
+        groups = [group for epoch in range(run.epochs)
+                  for group in minibatches(len(sampled.trees), run.minibatches, seed=number * 1_000_003 + epoch)]
+        if len(groups) != planned:
+            raise RunError(f"{len(groups)} optimizer steps would be taken, not {planned}: a rollout has fewer prompts "
+                           f"than minibatches ({run.minibatches})")
+        taken = 0
+        for group in groups:
+            if not learner.step(group):
+                break
+            taken += 1
+        metrics = {**describe(experience), "updates": float(taken), "kl_coefficient": kl_coefficient.value}
+        kl_coefficient.update(metrics["kl"] or 0.0, answers=len(sampled.score))
         yield state.finish_step(metrics)._replace(number=number + 1)
+
+
+def has_critic(run: PpoRun) -> bool:
+    """Whether the run's advantage needs a value role. ConfigError where the run warms up a critic it has not."""
+    needed = "critic" in advantage_estimator.entry(run.advantage.name, where="advantage").needs
+    if run.critic_warmup and not needed:
+        raise ConfigError(f"critic_warmup: advantage {run.advantage.name} has no critic that could warm up")
+    return needed
+
+
+def parameter_groups(run: PpoRun, model: SharedModel, role: str,
+                     critic: str | None) -> list[tuple[list[torch.nn.Parameter], float]]:
+    """What is trained, at which learning rate."""
+    rate = run.optimizer.learning_rate
+    groups = [(model.parameters(role), rate)]
+    if critic is not None:
+        adapter_rate = rate if run.value_adapter_learning_rate is None else run.value_adapter_learning_rate
+        groups += [(model.parameters(critic), adapter_rate), (model.head_parameters(critic), run.value_learning_rate)]
+    return groups
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experience:
-    """A rollout as tensors on the CPU, its tokens in the order of `trees` and their answers."""
+    """A rollout with what is to be learnt from it, on the CPU."""
 
-    trees: Sequence[Tree]
-    owner: Int[Tensor, " s"]
+    sampled: Sampled
     tree_of_token: Int[Tensor, " s"]
-    engine: Float[Tensor, " s"]
-    """Log-probs the sampler saw."""
-    logprob: Float[Tensor, " s"]
-    """Log-probs of the policy before the update, by the training forward: the ratio's denominator."""
-    reference: Float[Tensor, " s"]
-    value: Float[Tensor, " s"]
     advantage: Float[Tensor, " s"]
-    returns: Float[Tensor, " s"]
+    value: Float[Tensor, " s"] | None
+    """The critic's before the update, None without one."""
+    returns: Float[Tensor, " s"] | None
+    kl_coefficient: float
 
 
-def gather_experience(run: PpoRun, model: SharedModel, rollouts: Sequence[Rollout], scores: Sequence[float], *,
-                      role: str, value_role: str, reference: str | None) -> Experience:
-    """Log-probs, values and advantages of a rollout. The KL term is part of the reward, token by token."""
-    trees = rollout_trees(rollouts)
-    lengths = torch.tensor([len(rollout.token_ids) for rollout in rollouts])
-    owner = torch.repeat_interleave(torch.arange(len(rollouts)), lengths)
-    tree_of_answer = torch.tensor([i for i, tree in enumerate(trees) for _ in tree.answers])
-    logprob, reference_logprob = (
-        torch.cat(tree_logprobs(model, trees, role=each, micro_tokens=run.micro_tokens, temperature=run.temperature))
-        for each in (role, reference))
-    value = torch.cat(read_trees(model, trees, lambda batch: model.values(batch, value_role), per="token",
-                                 micro_tokens=run.micro_tokens))
-    final = torch.tensor([end_score(run.end, score, stopped=rollout.stopped)
-                          for rollout, score in zip(rollouts, scores, strict=True)])
-    if run.baseline == "prompt":
-        final = less_prompt_baseline(final, tree_of_answer)
-    reward = token_rewards(final, kl_k1(logprob, reference_logprob), owner, kl_coefficient=run.kl_coefficient)
-    estimate = gae(reward, value, owner, gamma=run.gamma, gae_lambda=run.gae_lambda)
-    return Experience(
-        trees=trees, owner=owner, tree_of_token=tree_of_answer[owner],
-        engine=torch.tensor([x for rollout in rollouts for x in rollout.logprobs]),
-        logprob=logprob, reference=reference_logprob, value=value,
-        advantage=whiten(estimate.advantage) if run.whiten_advantages else estimate.advantage, returns=estimate.returns)
+def gather_experience(run: PpoRun, model: SharedModel, sampled: Sampled, estimate: Estimator, kl_coefficient: float, *,
+                      critic: str | None) -> Experience:
+    """Values and advantages of a rollout. The KL term is part of the reward unless the run has it in the loss."""
+    value = None if critic is None else torch.cat(read_trees(
+        model, sampled.trees, lambda batch: model.values(batch, critic), per="token", micro_tokens=run.micro_tokens))
+    in_reward = kl_coefficient if run.kl_in == "reward" else 0.0
+    advantage, returns = estimate(Episodes(
+        score=sampled.score, penalty=in_reward * KL[run.kl_kind](sampled.logprob, sampled.reference),
+        owner=sampled.owner, prompt=sampled.prompt, value=value))
+    return Experience(sampled=sampled, tree_of_token=sampled.prompt[sampled.owner], advantage=advantage, value=value,
+                      returns=returns, kl_coefficient=kl_coefficient)
 
 
-def update(run: PpoRun, model: SharedModel, experience: Experience, trees: Sequence[int], state: TrainState, *,
-           role: str, value_role: str) -> None:
-    """One optimizer step of policy and value on some trees of a rollout. Losses are means over their tokens."""
-    tokens = int(torch.isin(experience.tree_of_token, torch.tensor(trees)).sum())
-    for part in micro_batches([len(experience.trees[i]) for i in trees], run.micro_tokens):
-        chosen = [trees[i] for i in part]
-        batch = pack([experience.trees[i] for i in chosen]).to(model.device)
-        token = torch.cat([(experience.tree_of_token == i).nonzero().squeeze(-1) for i in chosen])
-        old, advantage, old_value, returns = (x[token].to(model.device) for x in (
-            experience.logprob, experience.advantage, experience.value, experience.returns))
-        scores = model.logprobs(batch, role, temperature=run.temperature)
-        policy_loss = ppo_policy_loss(scores.logprob, old, advantage, clip=run.clip)
-        (policy_loss.each.sum() / tokens).backward()
-        value_loss = ppo_value_loss(model.values(batch, value_role), old_value, returns, clip=run.value_clip)
-        (run.value_coefficient * value_loss.each.sum() / tokens).backward()
-        state.note({**policy_loss.metrics, **value_loss.metrics, "entropy": scores.entropy})
-    state.optimize()
+class Learner:
+    """The optimizer steps on one rollout."""
+
+    def __init__(self, run: PpoRun, model: SharedModel, state: TrainState, experience: Experience, loss_of: PolicyLoss,
+                 *, role: str, critic: str | None, policy_learns: bool) -> None:
+        """`policy_learns` is False while the critic warms up."""
+        self.run, self.model, self.state, self.experience = run, model, state, experience
+        self.loss_of, self.role, self.critic, self.policy_learns = loss_of, role, critic, policy_learns
+
+    def step(self, trees: Sequence[int]) -> bool:
+        """One optimizer step of policy and value on some trees of the rollout.
+
+        False, and no step, where the policy is further than `stop_kl` from the one that sampled.
+        """
+        run, sampled = self.run, self.experience.sampled
+        of_trees = torch.isin(self.experience.tree_of_token, torch.tensor(trees)).nonzero().squeeze(-1)
+        weight = torch.zeros(len(sampled.owner)).index_add(0, of_trees, token_weights(
+            sampled.owner[of_trees], how=run.token_mean, budget=run.max_new_tokens))
+        update_kl = 0.0
+        for part in micro_batches([len(sampled.trees[i]) for i in trees], run.micro_tokens):
+            chosen = [trees[i] for i in part]
+            batch = pack([sampled.trees[i] for i in chosen]).to(self.model.device)
+            token = torch.cat([(self.experience.tree_of_token == i).nonzero().squeeze(-1) for i in chosen])
+            if self.policy_learns:
+                update_kl += self._policy_loss(batch, token, weight[token])
+            if self.critic is not None:
+                self._value_loss(batch, token, weight[token])
+        if run.stop_kl is not None and update_kl / len(of_trees) > run.stop_kl:
+            self.state.forget_gradients()
+            return False
+        self.state.optimize()
+        return True
+
+    def _policy_loss(self, batch: Batch, token: Int[Tensor, " m"], weight: Float[Tensor, " m"]) -> float:
+        """Backward through the policy's loss on a micro-batch; the sum of its KL from the policy that sampled."""
+        run, sampled = self.run, self.experience.sampled
+        old, reference, advantage, weight = (x.to(self.model.device) for x in (
+            sampled.logprob[token], sampled.reference[token], self.experience.advantage[token], weight))
+        scores = self.model.logprobs(batch, self.role, temperature=run.temperature)
+        loss = self.loss_of(scores.logprob, old, advantage)
+        each = loss.each
+        if run.kl_in == "loss":
+            each = each + self.experience.kl_coefficient * KL[run.kl_kind](scores.logprob, reference)
+        if run.entropy_coefficient:
+            each = each - run.entropy_coefficient * scores.entropy
+        (weight * each).sum().backward()
+        self.state.note({**loss.metrics, "entropy": scores.entropy})
+        return float(loss.metrics["update_kl"].sum())
+
+    def _value_loss(self, batch: Batch, token: Int[Tensor, " m"], weight: Float[Tensor, " m"]) -> None:
+        """Backward through the critic's loss on a micro-batch."""
+        assert self.critic is not None and self.experience.value is not None and self.experience.returns is not None
+        old, returns, weight = (x.to(self.model.device) for x in (
+            self.experience.value[token], self.experience.returns[token], weight))
+        loss = ppo_value_loss(self.model.values(batch, self.critic), old, returns, clip=self.run.value_clip)
+        (self.run.value_coefficient * weight * loss.each).sum().backward()
+        self.state.note(loss.metrics)
 
 
 def minibatches(trees: int, count: int, *, seed: int) -> list[list[int]]:
@@ -131,45 +174,9 @@ def minibatches(trees: int, count: int, *, seed: int) -> list[list[int]]:
     return [group for group in groups if group]
 
 
-def keep_scored(rollouts: Sequence[Rollout],
-                scores: Sequence[Score]) -> tuple[list[Rollout], list[float], int]:
-    """The scored rollouts, their scores, and how many were not scored. RunError where those are too many."""
-    kept = [(rollout, score.value) for rollout, score in zip(rollouts, scores, strict=True) if score.value is not None]
-    unscored = len(rollouts) - len(kept)
-    if unscored > MOST_UNSCORED * len(rollouts):
-        example = next(score for score in scores if score.value is None)
-        raise RunError(f"{unscored} of {len(rollouts)} answers could not be scored ({example.by}: "
-                       f"{example.reason or 'no reason given'}); at most {MOST_UNSCORED:.0%} may be unscored")
-    return [rollout for rollout, _ in kept], [score for _, score in kept], unscored
-
-
-def less_prompt_baseline(score: Float[Tensor, " n"], prompt: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """Each score less the mean of the other answers to its prompt; an answer without others keeps 0.
-
-    It leaves the gradient unbiased (Ahmadian et al. 2024, arXiv:2402.14740, RLOO) and takes out how hard the prompt is,
-    which a young critic does not know yet. `prompt`: the number of each answer's prompt.
-    """
-    count = torch.bincount(prompt).to(score.dtype)[prompt]
-    others = torch.zeros_like(score).index_add(0, prompt, score)[prompt] - score
-    return torch.where(count > 1, score - others / (count - 1).clamp(min=1), torch.zeros_like(score))
-
-
-def end_score(end: EndRule, score: float, *, stopped: bool) -> float:
-    """The score after the end rule."""
-    if stopped or end.rule == "none":
-        return score
-    return score - end.value if end.rule == "subtract" else -end.value
-
-
-def describe(experience: Experience, rollouts: Sequence[Rollout], scores: Sequence[float]) -> dict[str, float | None]:
+def describe(experience: Experience) -> dict[str, float | None]:
     """What a rollout looked like before its update. KL in nats an answer, proxy without KL and end rule."""
-    n = len(rollouts)
-    k1 = kl_k1(experience.logprob, experience.reference).sum() / n
-    k3 = kl_k3(experience.logprob, experience.reference).sum() / n
-    gap = engine_gap(experience.engine, experience.logprob)
-    return {
-        "proxy": sum(scores) / n, "kl": float(k1), "kl_k3": float(k3),
-        "stop_rate": sum(rollout.stopped for rollout in rollouts) / n,
-        "tokens": float(len(experience.owner) + sum(len(tree.prompt) for tree in experience.trees)),
-        "explained_variance": float(explained_variance(experience.value, experience.returns)), **gap,
-    }
+    metrics = dict(experience.sampled.metrics)
+    if experience.value is not None and experience.returns is not None:
+        metrics["explained_variance"] = float(explained_variance(experience.value, experience.returns))
+    return metrics

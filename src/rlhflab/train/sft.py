@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from rlhflab.config import SftRun
+from rlhflab.config import Run, SftRun
 from rlhflab.core.batch import Tree, micro_batches, pack
 from rlhflab.model.shared import SharedModel
 from rlhflab.train.state import Saved, Schedule, Step, TrainState
@@ -21,11 +21,16 @@ def train_sft(run: SftRun, model: SharedModel, demonstrations: Sequence[Tree], *
                        total=len(schedule), saved=saved)
     for indices in schedule.order(run.seed, done=state.done):
         step = [demonstrations[i] for i in indices]
-        tokens = sum(scored_tokens(tree) for tree in step)
-        for part in micro_batches([len(tree) for tree in step], run.micro_tokens):
-            batch = pack([step[i] for i in part]).to(model.device)
-            scores = model.logprobs(batch, role)
-            (-scores.logprob.sum() / tokens).backward()
-            state.note({"loss": -scores.logprob, "entropy": scores.entropy})
-        state.optimize()
+        imitate(run, model, step, state, role=role)
         yield state.finish_step({"tokens": sum(len(tree) for tree in step)})
+
+
+def imitate(run: Run, model: SharedModel, trees: Sequence[Tree], state: TrainState, *, role: str) -> None:
+    """One optimizer step on the answers of `trees`."""
+    tokens = sum(scored_tokens(tree) for tree in trees)
+    for part in micro_batches([len(tree) for tree in trees], run.micro_tokens):
+        batch = pack([trees[i] for i in part]).to(model.device)
+        scores = model.logprobs(batch, role)
+        (-scores.logprob.sum() / tokens).backward()
+        state.note({"loss": -scores.logprob, "entropy": scores.entropy})
+    state.optimize()

@@ -46,6 +46,8 @@ class Saved:
     """Steps of the loop that are done."""
     number: int
     """Optimizer steps taken."""
+    moved: bool
+    """Whether an adapter weight has been seen to move, which is checked once."""
     tensors: Mapping[str, Tensor]
     """Optimizer moments and random states."""
     carried: Mapping[str, Mapping[str, float]]
@@ -116,7 +118,8 @@ def learning_rate_factor(settings: Optimizer, step: int, total: int) -> float:
     left = (total - step) / max(1, total - warmup)
     if settings.schedule == "constant":
         return 1.0
-    return left if settings.schedule == "linear" else 0.5 * (1 - math.cos(math.pi * left))
+    shape = left if settings.schedule == "linear" else 0.5 * (1 - math.cos(math.pi * left))
+    return settings.final_share + (1 - settings.final_share) * shape
 
 
 class TrainState:
@@ -158,7 +161,7 @@ class TrainState:
         """All but the weights, after step number `step` of the loop. Moments are the optimizer's own tensors."""
         moments = {f"optimizer.{i}.{name}": value for i, values in self._optimizer.state_dict()["state"].items()
                    for name, value in values.items()}
-        return Saved(step=step, number=self.number, tensors={**moments, **random_state()},
+        return Saved(step=step, number=self.number, moved=self._seen_to_move, tensors={**moments, **random_state()},
                      carried={name: what.state_dict() for name, what in self._carried.items()})
 
     def _restore(self, saved: Saved) -> None:
@@ -171,7 +174,7 @@ class TrainState:
         content: dict[str, Any] = self._optimizer.state_dict()
         self._optimizer.load_state_dict({**content, "state": dict(moments)})
         set_random_state(saved.tensors)
-        self.number, self._seen_to_move = saved.number, True
+        self.number, self._seen_to_move = saved.number, saved.moved
 
     def note(self, metrics: Mapping[str, Tensor]) -> None:
         """Metrics of one forward pass."""
@@ -191,6 +194,10 @@ class TrainState:
         if before is not None:
             self._refuse_standstill(before, float(norms[0]))
         self.note({"gradient_norm": norms[0], "learning_rate": torch.tensor(self._groups[0][1] * factor)})
+
+    def forget_gradients(self) -> None:
+        """Take no step on what was accumulated."""
+        self._optimizer.zero_grad(set_to_none=True)
 
     def finish_step(self, extra: Mapping[str, float | None] | None = None) -> Step:
         """The numbers noted since the last call."""

@@ -1,0 +1,165 @@
+"""Rollouts: sample answers, have them scored, read their log-probs. The half that every method on samples shares.
+
+No advantage, no pair and no loss here. Axes: s scored tokens of a rollout, n answers.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rlhflab.config import EndRule, SampledRun
+from rlhflab.core.batch import Tree
+from rlhflab.core.returns import KL
+from rlhflab.data.chat import ChatFormat
+from rlhflab.data.types import Prompt, Rollout, Score
+from rlhflab.errors import RunError
+from rlhflab.model.shared import SharedModel
+from rlhflab.rollout.rewards import Reward
+from rlhflab.rollout.sampling import rollout_trees, sample
+from rlhflab.rollout.scoring import tree_logprobs
+from rlhflab.train.guards import engine_gap, refuse_engine_gap, refuse_wrong_reference
+from rlhflab.train.state import Schedule, TrainState
+
+Observer = Callable[[Sequence[Rollout], Sequence[Score]], dict[str, float | None]]
+"""Looks at a rollout's answers and their scores; what it returns is logged with the step."""
+MOST_UNSCORED = 0.1
+"""Share of unscored answers in a rollout above which the run stops."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampled:
+    """A scored rollout as tensors on the CPU, its tokens in the order of `trees` and their answers."""
+
+    trees: Sequence[Tree]
+    """A prompt with its answers each."""
+    owner: Int[Tensor, " s"]
+    """Answer of each token."""
+    prompt: Int[Tensor, " n"]
+    """Tree of each answer."""
+    score: Float[Tensor, " n"]
+    """By the reward, after clip and end rule."""
+    engine: Float[Tensor, " s"]
+    """Log-probs the sampler saw."""
+    logprob: Float[Tensor, " s"]
+    """Log-probs of the policy before the update, by the training forward: the ratio's denominator."""
+    reference: Float[Tensor, " s"]
+    metrics: dict[str, float | None]
+    """What the rollout looked like before its update."""
+
+    def answers_of_trees(self) -> list[Int[Tensor, " k"]]:
+        """The numbers of each tree's answers."""
+        return [(self.prompt == i).nonzero().squeeze(-1) for i in range(len(self.trees))]
+
+
+def sample_rollouts(run: SampledRun, model: SharedModel, prompts: Sequence[Prompt], state: TrainState, *,
+                    chat: ChatFormat, reward: Reward, reference: str | None, observe: Observer,
+                    role: str) -> Iterator[Sampled]:
+    """A rollout of `batch` prompts with `samples` answers each, for every step of the run that is not done yet.
+
+    The policy answers as it is when the next rollout is asked for. RunError before the first update where the policy
+    is not its reference, or where sampler and trainer disagree.
+    """
+    assert run.steps is not None
+    constant = ConstantRewards()
+    state.carry("constant_rewards", constant)
+    for name, each in getattr(reward, "carried", {}).items():
+        state.carry(f"reward.{name}", each)
+    schedule = Schedule(items=len(prompts), batch=run.batch, epochs=run.steps, steps=run.steps)
+    for number, indices in enumerate(schedule.order(run.seed, done=state.done), start=state.done):
+        rollouts = sample(model, chat, [prompts[i] for i in indices], role=role, samples=run.samples,
+                          max_new_tokens=run.max_new_tokens, temperature=run.temperature,
+                          seed=run.seed * 1_000_003 + number)
+        scored = reward(rollouts)
+        seen = observe(rollouts, scored)
+        rollouts, scores, unscored = keep_scored(rollouts, scored)
+        sampled = read_rollout(run, model, rollouts, scores, role=role, reference=reference)
+        if number == 0:
+            state.note(refuse_wrong_reference(sampled.logprob, sampled.reference, role=role, name=reference))
+            refuse_engine_gap(engine_gap(sampled.engine, sampled.logprob), dtype=model.unembedding.dtype)
+        sampled.metrics.update(unscored=unscored, constant_rewards=constant.see(scores), **seen)
+        yield sampled
+
+
+def read_rollout(run: SampledRun, model: SharedModel, rollouts: Sequence[Rollout], scores: Sequence[float], *,
+                 role: str, reference: str | None) -> Sampled:
+    """Log-probs of a rollout's tokens under the policy and its reference, at the temperature of the sampling."""
+    trees = rollout_trees(rollouts)
+    lengths = torch.tensor([len(rollout.token_ids) for rollout in rollouts])
+    logprob, reference_logprob = (
+        torch.cat(tree_logprobs(model, trees, role=each, micro_tokens=run.micro_tokens, temperature=run.temperature))
+        for each in (role, reference))
+    engine = torch.tensor([x for rollout in rollouts for x in rollout.logprobs])
+    n = len(rollouts)
+    return Sampled(
+        trees=trees, owner=torch.repeat_interleave(torch.arange(n), lengths),
+        prompt=torch.tensor([i for i, tree in enumerate(trees) for _ in tree.answers]),
+        score=torch.tensor([end_score(run.end, clipped(score, run.reward_clip), stopped=rollout.stopped)
+                            for rollout, score in zip(rollouts, scores, strict=True)]),
+        engine=engine, logprob=logprob, reference=reference_logprob,
+        metrics={
+            "proxy": sum(scores) / n, "stop_rate": sum(rollout.stopped for rollout in rollouts) / n,
+            **kl_an_answer(logprob, reference_logprob, n), "tokens": float(sum(len(tree) for tree in trees)),
+            **engine_gap(engine, logprob)})
+
+
+def kl_an_answer(logprob: Float[Tensor, " s"], reference: Float[Tensor, " s"], n: int) -> dict[str, float]:
+    """KL(policy, reference) by each estimator, nats an answer; `kl` is that of k1."""
+    return {"kl" if name == "k1" else f"kl_{name}": float(estimate(logprob, reference).sum()) / n
+            for name, estimate in KL.items()}
+
+
+def keep_scored(rollouts: Sequence[Rollout],
+                scores: Sequence[Score]) -> tuple[list[Rollout], list[float], int]:
+    """The scored rollouts, their scores, and how many were not scored. RunError where those are too many.
+
+    RunError too where a score is not a finite number: one NaN would spoil every weight.
+    """
+    for rollout, score in zip(rollouts, scores, strict=True):
+        if score.value is not None and not math.isfinite(score.value):
+            raise RunError(f"prompt {rollout.prompt.id}: the reward {score.by} is {score.value} for an answer; a "
+                           "reward is a finite number, or None where nothing can be scored")
+    kept = [(rollout, score.value) for rollout, score in zip(rollouts, scores, strict=True) if score.value is not None]
+    unscored = len(rollouts) - len(kept)
+    if unscored > MOST_UNSCORED * len(rollouts):
+        example = next(score for score in scores if score.value is None)
+        raise RunError(f"{unscored} of {len(rollouts)} answers could not be scored ({example.by}: "
+                       f"{example.reason or 'no reason given'}); at most {MOST_UNSCORED:.0%} may be unscored")
+    return [rollout for rollout, _ in kept], [score for _, score in kept], unscored
+
+
+def clipped(score: float, limit: float | None) -> float:
+    """The score, at most `limit` from 0."""
+    return score if limit is None else max(-limit, min(limit, score))
+
+
+def end_score(end: EndRule, score: float, *, stopped: bool) -> float:
+    """The score after the end rule."""
+    if stopped or end.rule == "none":
+        return score
+    return score - end.value if end.rule == "subtract" else -end.value
+
+
+class ConstantRewards:
+    """Counts the rollouts in a row, up to the last one, in which every answer scored the same."""
+
+    def __init__(self) -> None:
+        self._rollouts, self._score = 0, 0.0
+
+    def see(self, scores: Sequence[float]) -> int:
+        """The count with one more rollout."""
+        constant = min(scores) == max(scores)
+        self._rollouts = (self._rollouts + 1 if self._rollouts and scores[0] == self._score else 1) if constant else 0
+        self._score = scores[0]
+        return self._rollouts
+
+    def state_dict(self) -> dict[str, float]:
+        """For a checkpoint."""
+        return {"rollouts": self._rollouts, "score": self._score}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """From a checkpoint."""
+        self._rollouts, self._score = int(state["rollouts"]), state["score"]
