@@ -5,6 +5,8 @@ ARGS ?=
 BIN := .venv/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --quiet
 READY := .venv/.ready
+# One thread a process: tiny models gain nothing from a second one, but the tests do from a second process.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 .PHONY: setup demo test check docs clean
 
@@ -12,13 +14,13 @@ demo: setup
 	@$(BIN)/rlhflab demo $(ARGS)
 
 test: setup
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 check: setup
 	@$(BIN)/ruff check src tests docs benchmarks
 	@$(BIN)/mypy
 	@$(BIN)/python docs/generate.py --check
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 docs: setup
 	@$(BIN)/python docs/generate.py

@@ -24,12 +24,13 @@ from rlhflab.scenarios import scenario
 
 MEASURES = ("gold", "right", "abstention_recall", "over_refusal", "confident_wrong", "format", "words")
 POLICY_METHODS: dict[str, dict[str, Any]] = {
-    "ppo": {"kind": "ppo"},
-    "rloo": {"kind": "ppo", "advantage": {"name": "rloo"}},
-    "grpo": {"kind": "ppo", "advantage": {"name": "grpo"}},
-    "best_of_n": {"kind": "best_of_n"},
-    "online_dpo": {"kind": "online_dpo"},
+    "ppo": {"kind": "ppo", "samples": 4, "epochs": 1},
+    "rloo": {"kind": "ppo", "samples": 4, "epochs": 1, "advantage": {"name": "rloo"}},
+    "grpo": {"kind": "ppo", "samples": 4, "epochs": 1, "advantage": {"name": "grpo"}},
+    "best_of_n": {"kind": "best_of_n", "samples": 4},
+    "online_dpo": {"kind": "online_dpo", "batch": 16, "samples": 2, "optimizer": {"learning_rate": 2e-4}},
 }
+"""32 answers a step each."""
 
 
 def arms(demo: Path, *, steps: int, seed: int) -> dict[str, dict[str, Any]]:
@@ -38,7 +39,7 @@ def arms(demo: Path, *, steps: int, seed: int) -> dict[str, dict[str, Any]]:
               "checkpoint_every": 0}
     pairs = {**shared, "kind": "dpo", "data": str(demo / "data/pairs.jsonl"), "probe_every": steps,
              "optimizer": {"learning_rate": 2e-4}}
-    policy = {**shared, "examples": 512, "optimizer": {"learning_rate": 5e-4},
+    policy = {**shared, "examples": 512, "kl_coefficient": 0.05, "optimizer": {"learning_rate": 5e-4},
               "reward": [{"name": "role", "path": str(demo / "reward/roles/reward")}]}
     return {**{name: {**pairs, "loss": {"name": name}} for name in preference_loss.names()},
             **{name: {**policy, **settings} for name, settings in POLICY_METHODS.items()}}

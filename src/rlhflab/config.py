@@ -180,17 +180,29 @@ class MovingReference(Settings):
     """Optimizer steps between two moves."""
 
 
-class DpoRun(Run):
-    """Learning from preferences without a reward model: DPO and its relatives; the loss is a name of the catalogue."""
+class PairObjective(Settings):
+    """What the loss of a preference run reads."""
 
-    kind: ClassVar[str] = "dpo"
     loss: Choice = Choice(name="dpo")
+    """A name of `rlhflab list losses`."""
     length: Literal["sum", "mean"] = "sum"
     """What the loss reads of an answer: the sum of its tokens' log-probs, or their mean (then beta is 2 to 10)."""
     ld_alpha: float | None = Field(None, ge=0, le=1)
     """Weight of the tokens beyond the length of the pair's shorter answer (LD-DPO, arXiv:2409.06411); none for 1."""
     nll_weight: float = Field(0.0, ge=0)
     """Weight of the chosen answer's negative log-likelihood, nats a token (arXiv:2404.19733: 1, 2405.16436: .005)."""
+
+    @model_validator(mode="after")
+    def _correct_for_length_once(self) -> "PairObjective":
+        if self.length == "mean" and self.ld_alpha is not None:
+            raise ValueError("length: mean and ld_alpha both correct for length; give one of them")
+        return self
+
+
+class DpoRun(Run, PairObjective):
+    """Learning from preferences without a reward model: DPO and its relatives; the loss is a name of the catalogue."""
+
+    kind: ClassVar[str] = "dpo"
     reference_ema: MovingReference | None = None
     """Move the reference towards the policy as training goes on; none keeps it where the policy started."""
     probe_prompts: int = Field(16, ge=0)
@@ -199,12 +211,6 @@ class DpoRun(Run):
     """Optimizer steps between two such measurements."""
     probe_tokens: int = Field(48, ge=1)
     """Longest answer of the probe, tokens."""
-
-    @model_validator(mode="after")
-    def _correct_for_length_once(self) -> "DpoRun":
-        if self.length == "mean" and self.ld_alpha is not None:
-            raise ValueError("length: mean and ld_alpha both correct for length; give one of them")
-        return self
 
 
 class EndRule(Settings):
@@ -321,7 +327,7 @@ class BestOfNRun(SampledRun):
     optimizer: Optimizer = Optimizer(learning_rate=2e-4)
 
 
-class OnlineDpoRun(SampledRun):
+class OnlineDpoRun(SampledRun, PairObjective):
     """Online DPO (arXiv:2402.04792): sample, let the reward choose, one DPO step on the fresh pair of each prompt."""
 
     kind: ClassVar[str] = "online_dpo"
@@ -329,8 +335,6 @@ class OnlineDpoRun(SampledRun):
     """Answers a prompt; of more than two, the best and the worst are the pair."""
     epochs: int = Field(1, ge=1)
     """Optimizer steps on the pairs of a rollout."""
-    loss: Choice = Choice(name="dpo")
-    """A name of `rlhflab list losses`."""
     optimizer: Optimizer = Optimizer(learning_rate=2e-4)
 
 

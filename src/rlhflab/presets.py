@@ -58,7 +58,7 @@ def trl_dpo() -> Preset:
     return Preset(kind="dpo", values={
         "optimizer": {"learning_rate": 1e-6, "schedule": "linear", "final_share": 0.0, "warmup": 0.0,
                       "weight_decay": 0.0, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "max_grad_norm": 1.0},
-        "loss": {"name": "dpo", "beta": 0.1, "label_noise": 0.0}, "epochs": 3, "batch": 8, "max_length": 1024,
+        "loss": {"name": "dpo", "beta": 0.1}, "epochs": 3, "batch": 8, "max_length": 1024,
         "overlong": "drop", "lora": {"dropout": 0.0}, "dtype": "bfloat16", "recompute": True,
     }, deviations=(
         LORA, "batch counts pairs there, and prompts with all their pairs here",
@@ -172,7 +172,7 @@ def lora_sft() -> Preset:
 def lora_reward() -> Preset:
     """Settings of this project for a reward model of 135M with LoRA."""
     return Preset(kind="reward", values={
-        "epochs": 2, "batch": 8, "optimizer": {"learning_rate": 1e-3}, "head_learning_rate": 3e-3}, deviations=())
+        "epochs": 1, "batch": 4, "optimizer": {"learning_rate": 1e-3}, "head_learning_rate": 3e-3}, deviations=())
 
 
 @preset("lora-dpo", needs=("a dpo run",), source="recipes/dpo.yaml")

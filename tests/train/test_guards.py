@@ -135,3 +135,16 @@ def test_a_fresh_run_notes_its_start_once(llama: SharedModel) -> None:
     first, second = loop
     assert first.metrics["start_kl"] == 0 and 0 < first.metrics["first_change"] <= 1.1e-3
     assert "start_kl" not in second.metrics and "first_change" not in second.metrics
+
+
+def test_a_true_reference_reads_the_same_bits_in_bf16_whatever_it_was_stored_with() -> None:
+    model = SharedModel.load("tiny-llama", dtype="bfloat16", device="cpu")
+    moved_role(model, "policy")
+    model.add_role("reference", Lora(rank=4), copy_of="policy", trainable=False)
+    lengths = (5, 40, 300, 7)  # stored together in one batch, over the width that other attention kernels read
+    preferences = [PreferenceTree(tree=Tree(prompt=tuple(range(10, 10 + length)), answers=TREES[0].answers),
+                                  chosen=(0,), rejected=(1,), strength=(1.0,)) for length in lengths]
+    run = make_run("dpo", {"dtype": "bfloat16", "batch": 1, "optimizer": {"learning_rate": 1e-3}})
+    assert isinstance(run, DpoRun)
+    first = next(train_dpo(run, model, preferences, reference="reference"))
+    assert first.metrics["start_kl"] == 0

@@ -32,7 +32,7 @@ from rlhflab.scenarios.gold import count_words
 from rlhflab.train.best_of_n import train_best_of_n
 from rlhflab.train.checkpoint import Checkpoints
 from rlhflab.train.dpo import train_dpo
-from rlhflab.train.online_dpo import pair_loss_of, train_online_dpo
+from rlhflab.train.online_dpo import train_online_dpo
 from rlhflab.train.ppo import has_critic, train_ppo
 from rlhflab.train.preferences import objective
 from rlhflab.train.reward import QUALITY, fit_frozen_heads, head_outputs, train_reward
@@ -157,7 +157,7 @@ def best_of_n_stage(run: BestOfNRun, lab: Lab, folder: RunFolder) -> Summary:
 
 def online_dpo_stage(run: OnlineDpoRun, lab: Lab, folder: RunFolder) -> Summary:
     """Train `policy` on pairs of answers it samples, which the reward labels."""
-    pair_loss_of(run)  # a typing error is found before the sampling
+    objective(run)  # a typing error is found before the sampling
     return train_on_samples(train_online_dpo, run, start_sampling(run, lab), lab, folder, label="online DPO")
 
 

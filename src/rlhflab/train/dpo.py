@@ -3,18 +3,19 @@
 No reward model, and no sampling but for the probe that measures how far the policy has moved.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rlhflab.config import DpoRun
+from rlhflab.config import DpoRun, OnlineDpoRun, PairObjective
 from rlhflab.core.batch import Batch, PreferenceTree, micro_batches, pack, pair_index
 from rlhflab.core.losses import Loss
 from rlhflab.core.preference import PairLoss, add_nll, answer_logprobs, less_tail
 from rlhflab.model.shared import SharedModel
 from rlhflab.rollout.probe import Probe
-from rlhflab.train.guards import refuse_wrong_reference
+from rlhflab.train.guards import refuse_wrong_start
 from rlhflab.train.preferences import Reference, measured_kl, objective
 from rlhflab.train.state import Saved, Schedule, Step, TrainState
 
@@ -33,17 +34,8 @@ def train_dpo(run: DpoRun, model: SharedModel, preferences: Sequence[PreferenceT
     compared = Reference(run, model, reference, [each.tree for each in preferences]) if goal.has_reference else None
     for indices in schedule.order(run.seed, done=state.done):
         step = [preferences[i] for i in indices]
-        pairs = sum(len(each.chosen) for each in step)
-        for part in micro_batches([len(each.tree) for each in step], run.micro_tokens):
-            batch = pack([step[i].tree for i in part]).to(model.device)
-            reference_logprob = compared.logprobs([indices[i] for i in part], batch) if compared else None
-            policy = model.logprobs(batch, role).logprob
-            if state.number == 0 and reference_logprob is not None:
-                state.note(refuse_wrong_reference(policy.detach(), reference_logprob, role=role, name=reference))
-            chosen, rejected = (side.to(model.device) for side in pair_index([step[i] for i in part]))
-            loss = pair_loss(run, goal.loss_of, policy, reference_logprob, batch, chosen, rejected)
-            (loss.each.sum() / pairs).backward()
-            state.note(loss.metrics)
+        stored = partial(compared.logprobs, indices) if compared else None
+        learn_pairs(run, goal.loss_of, model, step, stored, state, role=role, reference=reference)
         state.optimize()
         kl = measured_kl(run, model, probe, state, role=role, reference=reference)
         if compared:
@@ -51,8 +43,30 @@ def train_dpo(run: DpoRun, model: SharedModel, preferences: Sequence[PreferenceT
         yield state.finish_step({"tokens": sum(len(each.tree) for each in step), **kl})
 
 
-def pair_loss(run: DpoRun, loss_of: PairLoss, policy: Float[Tensor, " s"], reference: Float[Tensor, " s"] | None,
-              batch: Batch, chosen: Int[Tensor, " p"], rejected: Int[Tensor, " p"]) -> Loss:
+def learn_pairs(run: DpoRun | OnlineDpoRun, loss_of: PairLoss, model: SharedModel, step: Sequence[PreferenceTree],
+                stored: Callable[[Sequence[int], Batch], Tensor] | None, state: TrainState, *, role: str,
+                reference: str | None) -> None:
+    """Add up the gradient of the mean loss over all pairs of an optimizer step.
+
+    `stored(items, batch)`: log-probs of `reference` for a batch of the trees number `items` of the step, (s,); None for
+    a loss that needs none.
+    """
+    pairs = sum(len(each.chosen) for each in step)
+    for part in micro_batches([len(each.tree) for each in step], run.micro_tokens):
+        batch = pack([step[i].tree for i in part]).to(model.device)
+        reference_logprob = stored(part, batch) if stored else None
+        policy = model.logprobs(batch, role).logprob
+        if state.number == 0 and reference_logprob is not None:
+            state.note(refuse_wrong_start(model, batch, policy, role=role, reference=reference))
+        chosen, rejected = (side.to(model.device) for side in pair_index([step[i] for i in part]))
+        loss = pair_loss(run, loss_of, policy, reference_logprob, batch, chosen, rejected)
+        (loss.each.sum() / pairs).backward()
+        state.note(loss.metrics)
+
+
+def pair_loss(run: PairObjective, loss_of: PairLoss, policy: Float[Tensor, " s"],
+              reference: Float[Tensor, " s"] | None, batch: Batch, chosen: Int[Tensor, " p"],
+              rejected: Int[Tensor, " p"]) -> Loss:
     """The loss of each pair, from the log-probs of the batch's scored tokens and the numbers of the pairs' answers.
 
     What a run says of length changes what the loss reads; the logged log-probs are those of whole answers.

@@ -4,18 +4,20 @@ Guo et al. 2024, arXiv:2402.04792, with any preference loss of the catalogue. No
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from rlhflab.config import OnlineDpoRun
-from rlhflab.core.batch import PreferenceTree, Tree, micro_batches, pack, pair_index
-from rlhflab.core.preference import PairLoss, answer_logprobs, preference_loss
+from rlhflab.core.batch import Batch, PreferenceTree, Tree
 from rlhflab.data.chat import ChatFormat
 from rlhflab.data.types import Prompt
-from rlhflab.errors import ConfigError
 from rlhflab.model.shared import SharedModel
 from rlhflab.rollout.rewards import Reward
 from rlhflab.rollout.scoring import tree_logprobs
+from rlhflab.train.dpo import learn_pairs
+from rlhflab.train.preferences import objective
 from rlhflab.train.rollouts import Observer, Sampled, sample_rollouts
 from rlhflab.train.state import Saved, Step, TrainState
 
@@ -29,36 +31,26 @@ def train_online_dpo(run: OnlineDpoRun, model: SharedModel, prompts: Sequence[Pr
     temperature of the sampling.
     """
     assert run.steps is not None
-    loss_of = pair_loss_of(run)
+    goal = objective(run)
     state = TrainState(run.optimizer, [(model.parameters(role), run.optimizer.learning_rate)],
                        total=run.steps * run.epochs, may_have_nothing_to_learn=True, saved=saved)
     rollouts = sample_rollouts(run, model, prompts, state, chat=chat, reward=reward, reference=reference,
                                observe=observe, role=role)
     for number, sampled in enumerate(rollouts, start=state.done):
         preferences = best_and_worst(sampled)
-        stored = tree_logprobs(model, [each.tree for each in preferences], role=reference,
-                               micro_tokens=run.micro_tokens)
+        logprobs = tree_logprobs(model, [each.tree for each in preferences], role=reference,
+                                 micro_tokens=run.micro_tokens) if goal.has_reference else None
+        stored = partial(of_trees, logprobs) if logprobs is not None else None
         for _ in range(run.epochs):
-            for part in micro_batches([len(each.tree) for each in preferences], run.micro_tokens):
-                batch = pack([preferences[i].tree for i in part]).to(model.device)
-                policy = model.logprobs(batch, role).logprob
-                answers = answer_logprobs(policy, torch.cat([stored[i] for i in part]).to(model.device), batch.owner,
-                                          batch.answers)
-                chosen, rejected = (side.to(model.device) for side in pair_index([preferences[i] for i in part]))
-                loss = loss_of(answers.of(chosen), answers.of(rejected))
-                (loss.each.sum() / len(preferences)).backward()
-                state.note(loss.metrics)
+            learn_pairs(run, goal.loss_of, model, preferences, stored, state, role=role, reference=reference)
             state.optimize()
         metrics = {**sampled.metrics, "pairs": float(len(preferences))}
         yield state.finish_step(metrics)._replace(number=number + 1)
 
 
-def pair_loss_of(run: OnlineDpoRun) -> PairLoss:
-    """The loss `run` names. ConfigError where it learns from single judged answers: a reward labels pairs."""
-    entry = preference_loss.entry(run.loss.name, where="loss")
-    if "pairs" not in entry.needs:
-        raise ConfigError(f"loss: {entry.name} learns from single judged answers, and online_dpo makes pairs")
-    return preference_loss.bind(run.loss.name, run.loss.options, where="loss")
+def of_trees(logprobs: Sequence[Tensor], items: Sequence[int], batch: Batch) -> Tensor:
+    """Those of the trees number `items`, one after the other on the device of their batch."""
+    return torch.cat([logprobs[i] for i in items]).to(batch.tokens.device)
 
 
 def best_and_worst(sampled: Sampled) -> list[PreferenceTree]:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rlhflab.config import DpoRun
+from rlhflab.config import DpoRun, OnlineDpoRun
 from rlhflab.core.batch import Batch, Tree
 from rlhflab.core.losses import Loss
 from rlhflab.core.preference import preference_loss
@@ -35,7 +35,7 @@ class Objective(NamedTuple):
         return "reference" in self.needs
 
 
-def objective(run: DpoRun) -> Objective:
+def objective(run: DpoRun | OnlineDpoRun) -> Objective:
     """The loss `run` names. ConfigError where an option is wrong, or a key of the run does not go with the loss."""
     entry = preference_loss.entry(run.loss.name, where="loss")
     asked = {"length": run.length == "mean", "ld_alpha": run.ld_alpha is not None, "nll_weight": run.nll_weight > 0}
@@ -43,7 +43,9 @@ def objective(run: DpoRun) -> Objective:
         if given and key not in entry.admits:
             known = ", ".join(entry.admits) or "none of them"
             raise ConfigError(f"{key}: does not go with the loss {entry.name}; of {', '.join(asked)} it admits {known}")
-    if run.reference_ema is not None and "reference" not in entry.needs:
+    if isinstance(run, OnlineDpoRun) and "pairs" not in entry.needs:
+        raise ConfigError(f"loss: {entry.name} learns from single judged answers, and online_dpo makes pairs")
+    if isinstance(run, DpoRun) and run.reference_ema is not None and "reference" not in entry.needs:
         raise ConfigError(f"reference_ema: the loss {entry.name} has no reference that could move")
     if "mismatched KL" in entry.needs and run.batch < 2:
         raise ConfigError(f"batch: the loss {entry.name} measures its KL on answers to other prompts, so it must be "
@@ -59,12 +61,12 @@ class Reference:
         self.model, self.role, self.moving = model, role, run.reference_ema
         self._stored = None if self.moving else tree_logprobs(model, trees, role=role, micro_tokens=run.micro_tokens)
 
-    def logprobs(self, items: Sequence[int], batch: Batch) -> Float[Tensor, " s"]:
-        """Of the scored tokens of `batch`, which holds the trees number `items`."""
+    def logprobs(self, step: Sequence[int], items: Sequence[int], batch: Batch) -> Float[Tensor, " s"]:
+        """Of the scored tokens of `batch`, which holds the trees number `items` of those in `step`."""
         if self._stored is None:
             with torch.no_grad():
                 return self.model.logprobs(batch, self.role).logprob
-        return torch.cat([self._stored[i] for i in items]).to(self.model.device)
+        return torch.cat([self._stored[step[i]] for i in items]).to(self.model.device)
 
     def follow(self, policy: str, *, number: int) -> None:
         """Move towards `policy` if that is due after optimizer step `number`."""

@@ -17,7 +17,7 @@ from rlhflab.core.preference import answer_logprobs
 from rlhflab.model.shared import SharedModel
 from rlhflab.rollout.probe import Probe
 from rlhflab.rollout.scoring import tree_logprobs
-from rlhflab.train.guards import refuse_wrong_reference
+from rlhflab.train.guards import refuse_wrong_start
 from rlhflab.train.preferences import Reference, measured_kl, objective
 from rlhflab.train.state import Saved, Schedule, Step, TrainState
 
@@ -43,10 +43,10 @@ def train_thumbs(run: DpoRun, model: SharedModel, thumbs: Sequence[ThumbTree], *
         seen: list[tuple[Tensor, Tensor]] = []
         for part in micro_batches([len(each.tree) for each in step], run.micro_tokens):
             batch = pack([step[i].tree for i in part]).to(model.device)
-            reference_logprob = compared.logprobs([indices[i] for i in part], batch)
+            reference_logprob = compared.logprobs(indices, part, batch)
             policy = model.logprobs(batch, role).logprob
             if state.number == 0:
-                state.note(refuse_wrong_reference(policy.detach(), reference_logprob, role=role, name=reference))
+                state.note(refuse_wrong_start(model, batch, policy, role=role, reference=reference))
             answers, good = (each.to(model.device) for each in thumb_index([step[i] for i in part]))
             of_thumbs = answer_logprobs(policy, reference_logprob, batch.owner, batch.answers).of(answers)
             loss = goal.loss_of(of_thumbs, good, torch.tensor(baseline, device=model.device))
