@@ -33,8 +33,9 @@ KINDS: dict[str, list[str]] = {
 def train(folder: Path, *flags: str, rows: list[dict[str, Any]] | None = None) -> dict[str, Any]:
     """Run a reward run over the pairs into `folder / run`; its summary."""
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows or PAIRS))
-    assert main(["train", "reward", str(recipe("reward")), "--model", "tiny-llama", "--dtype", "float32", "--batch",
-                 "8", "--epochs", "1", "--data", str(folder / "pairs.jsonl"), *flags, "--out", str(folder / "run")]) == 0
+    settings = ["--model", "tiny-llama", "--dtype", "float32", "--batch", "8", "--epochs", "1", *flags]
+    assert main(["train", "reward", str(recipe("reward")), *settings, "--data", str(folder / "pairs.jsonl"),
+                 "--out", str(folder / "run")]) == 0
     summary: dict[str, Any] = json.loads((folder / "run" / "summary.json").read_text())
     return summary
 
