@@ -93,7 +93,7 @@ def test_every_choice_of_a_preset_has_the_options_it_sets(name: str) -> None:
     values = preset.entry(name, where="test").function().values
     for key, catalog in {"loss": preference_loss, "policy_loss": policy_loss, "advantage": advantage_estimator}.items():
         choice = Choice(**values.get(key, {"name": catalog.names()[0]}))
-        catalog.bind(choice.name, choice.options, where=key)
+        assert catalog.bind(choice.name, choice.options, where=key).keywords.items() >= choice.options.items()
 
 
 def run_file(folder: Path, text: str) -> Path:

@@ -146,7 +146,7 @@ class Demo:
             self.summary["reward_model"] = {key: summary[key] for key in (
                 "accuracy", "length_only", "gold_order", "labels_on_gold_order", "pairs", "held_out_pairs")}
         if kind == "ppo":
-            self.summary["ppo"] = {"steps": [_ppo_row(row) for row in _rows(stage.path / "metrics.jsonl")]}
+            self.summary["ppo"] = {"steps": [_ppo_row(row) for row in stage.rows("metrics.jsonl")]}
         return int(summary["tokens"])
 
     def collect(self) -> int:
@@ -221,7 +221,7 @@ class Demo:
         return read_run(kind, recipe(kind), [*flags, *overrides])
 
     def _evaluation(self, policy: str) -> list[Row]:
-        return _rows(self.folder.path / "evaluation" / f"{policy}.jsonl")
+        return self.folder.rows(f"evaluation/{policy}.jsonl")
 
     def _path(self, name: str) -> str:
         return str(self.folder.path / name)
@@ -237,10 +237,6 @@ class Demo:
         self.folder.write("cards/model.md", model_card(self.summary, base=self.lab.model.base, run=self._recipe("ppo")))
         self.folder.write_json("measures.json", [
             {"name": m.name, "says": m.says, "better": m.better} for m in self.task.measures])
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _ppo_row(row: dict[str, Any]) -> dict[str, Any]:
