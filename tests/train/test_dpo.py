@@ -38,7 +38,7 @@ def with_reference(seed: int = 1) -> SharedModel:
 
 def first_loss_of_a_moved_policy(monkeypatch: pytest.MonkeyPatch, **settings: object) -> tuple[float, SharedModel]:
     """The logged loss of one step on SHARED, with a policy that is not its reference (which a run would refuse)."""
-    monkeypatch.setattr("rlhflab.train.dpo.refuse_wrong_start", lambda *args, **names: {})
+    monkeypatch.setattr("rlhflab.train.dpo.refuse_wrong_reference", lambda *args, **names: {})
     model = SharedModel.load("tiny-llama", dtype="float32", device="cpu")
     moved_role(model, "policy", seed=1)
     moved_role(model, "reference", seed=2, trainable=False)

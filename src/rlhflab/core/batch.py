@@ -43,6 +43,11 @@ class Tree:
     def __len__(self) -> int:
         return len(self.prompt) + sum(len(answer.ids) for answer in self.answers)
 
+    @property
+    def scored_tokens(self) -> int:
+        """How many tokens of its answers count."""
+        return sum(sum(answer.scored) if answer.scored else len(answer.ids) for answer in self.answers)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreferenceTree:

@@ -15,7 +15,7 @@ from rlhflab.core.losses import Loss
 from rlhflab.core.preference import PairLoss, add_nll, answer_logprobs, less_tail
 from rlhflab.model.shared import SharedModel
 from rlhflab.rollout.probe import Probe
-from rlhflab.train.guards import refuse_wrong_start
+from rlhflab.train.guards import refuse_wrong_reference
 from rlhflab.train.preferences import Reference, measured_kl, objective
 from rlhflab.train.state import Saved, Schedule, Step, TrainState
 
@@ -31,7 +31,8 @@ def train_dpo(run: DpoRun, model: SharedModel, preferences: Sequence[PreferenceT
     schedule = Schedule.of(run, len(preferences))
     state = TrainState(run.optimizer, [(model.parameters(role), run.optimizer.learning_rate)],
                        total=len(schedule), saved=saved)
-    compared = Reference(run, model, reference, [each.tree for each in preferences]) if goal.has_reference else None
+    compared = Reference(run, model, reference, [each.tree for each in preferences],
+                         past=schedule.past(run.seed, state.done)) if goal.has_reference else None
     for indices in schedule.order(run.seed, done=state.done):
         step = [preferences[i] for i in indices]
         stored = partial(compared.logprobs, indices) if compared else None
@@ -57,7 +58,7 @@ def learn_pairs(run: DpoRun | OnlineDpoRun, loss_of: PairLoss, model: SharedMode
         reference_logprob = stored(part, batch) if stored else None
         policy = model.logprobs(batch, role).logprob
         if state.number == 0 and reference_logprob is not None:
-            state.note(refuse_wrong_start(model, batch, policy, role=role, reference=reference))
+            state.note(refuse_wrong_reference(policy.detach(), reference_logprob, role=role, name=reference))
         chosen, rejected = (side.to(model.device) for side in pair_index([step[i] for i in part]))
         loss = pair_loss(run, loss_of, policy, reference_logprob, batch, chosen, rejected)
         (loss.each.sum() / pairs).backward()

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rlhflab.core.batch import Batch, TokenAnswer, Tree, pack
+from rlhflab.core.batch import TokenAnswer, Tree, pack
 from rlhflab.core.returns import kl_k3
 from rlhflab.errors import RunError
 from rlhflab.model.shared import SharedModel
@@ -19,7 +19,9 @@ def refuse_wrong_reference(policy: Float[Tensor, " s"], reference: Float[Tensor,
                            name: str | None) -> dict[str, Tensor]:
     """A policy that starts elsewhere than its reference is punished for the start, not for what it learns.
 
-    Returns the KL of each token, to be noted with the first step.
+    Both are read in the same batches: in bf16 another batch moves log-probs by rounding alone, by more than the limit
+    on KL allows; in the same batch a true reference gives the same bits. Returns the KL of each token, to be noted with
+    the first step.
     """
     each = kl_k3(policy, reference)
     kl = float(each.mean())
@@ -27,18 +29,6 @@ def refuse_wrong_reference(policy: Float[Tensor, " s"], reference: Float[Tensor,
         raise RunError(f"KL({role}, {name or 'base'}) is {kl:.2g} nats a token before the first step, where it must be "
                        f"below {START_KL:g}: the reference is not what the policy started from")
     return {"start_kl": each}
-
-
-def refuse_wrong_start(model: SharedModel, batch: Batch, policy: Float[Tensor, " s"], *, role: str,
-                       reference: str | None) -> dict[str, Tensor]:
-    """The same for the log-probs of `policy` on a batch. The reference reads that very batch.
-
-    In bf16 another batch moves log-probs by rounding alone, by more than the limit on KL allows; in the same batch a
-    true reference gives the same bits.
-    """
-    with torch.no_grad():
-        same_batch = model.logprobs(batch, reference).logprob
-    return refuse_wrong_reference(policy.detach(), same_batch, role=role, name=reference)
 
 
 def engine_gap(engine: Float[Tensor, " s"], trainer: Float[Tensor, " s"]) -> dict[str, float]:

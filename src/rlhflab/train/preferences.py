@@ -1,6 +1,6 @@
 """What the loops over pairs and over thumbs share: the loss a run names, and the reference it is measured against."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -8,13 +8,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlhflab.config import DpoRun, OnlineDpoRun
-from rlhflab.core.batch import Batch, Tree
+from rlhflab.core.batch import Batch, Tree, micro_batches, pack
 from rlhflab.core.losses import Loss
 from rlhflab.core.preference import preference_loss
 from rlhflab.errors import ConfigError
 from rlhflab.model.shared import SharedModel
 from rlhflab.rollout.probe import Probe, fresh_sample_kl
-from rlhflab.rollout.scoring import tree_logprobs
 from rlhflab.train.state import TrainState
 
 
@@ -54,19 +53,37 @@ def objective(run: DpoRun | OnlineDpoRun) -> Objective:
 
 
 class Reference:
-    """Log-probs of the role a policy is compared with: computed once, or when they are needed, where the role moves."""
+    """Log-probs of the role a policy is compared with, read in the policy's own batches.
 
-    def __init__(self, run: DpoRun, model: SharedModel, role: str | None, trees: Sequence[Tree]) -> None:
-        """`role` None is the base. `trees`: all the data, by whose places log-probs are asked for."""
+    Those of data that comes again are kept from its first batch on, unless the role moves.
+    """
+
+    def __init__(self, run: DpoRun, model: SharedModel, role: str | None, trees: Sequence[Tree], *,
+                 past: Iterable[Sequence[int]]) -> None:
+        """`role` None is the base. `trees`: all the data, by whose places log-probs are asked for.
+
+        `past`: the steps a resumed run has done. What they kept is read again, in the batches they read it in, since
+        another batch would round it otherwise.
+        """
         self.model, self.role, self.moving = model, role, run.reference_ema
-        self._stored = None if self.moving else tree_logprobs(model, trees, role=role, micro_tokens=run.micro_tokens)
+        self._trees = trees
+        self._keeps = run.epochs > 1 and self.moving is None
+        self._kept: dict[int, Tensor] = {}
+        for step in past if self._keeps else ():
+            for part in micro_batches([len(trees[i]) for i in step], run.micro_tokens):
+                self.logprobs(step, part, pack([trees[step[i]] for i in part]).to(model.device))
 
     def logprobs(self, step: Sequence[int], items: Sequence[int], batch: Batch) -> Float[Tensor, " s"]:
         """Of the scored tokens of `batch`, which holds the trees number `items` of those in `step`."""
-        if self._stored is None:
-            with torch.no_grad():
-                return self.model.logprobs(batch, self.role).logprob
-        return torch.cat([self._stored[step[i]] for i in items]).to(self.model.device)
+        places = [step[i] for i in items]
+        if all(place in self._kept for place in places):
+            return torch.cat([self._kept[place] for place in places]).to(self.model.device)
+        with torch.no_grad():
+            read = self.model.logprobs(batch, self.role).logprob
+        if self._keeps:
+            sizes = [self._trees[place].scored_tokens for place in places]
+            self._kept.update(zip(places, read.cpu().split(sizes), strict=True))
+        return read
 
     def follow(self, policy: str, *, number: int) -> None:
         """Move towards `policy` if that is due after optimizer step `number`."""

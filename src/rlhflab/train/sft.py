@@ -8,11 +8,6 @@ from rlhflab.model.shared import SharedModel
 from rlhflab.train.state import Saved, Schedule, Step, TrainState
 
 
-def scored_tokens(tree: Tree) -> int:
-    """How many tokens of a tree's answers count."""
-    return sum(sum(answer.scored) if answer.scored else len(answer.ids) for answer in tree.answers)
-
-
 def train_sft(run: SftRun, model: SharedModel, demonstrations: Sequence[Tree], *,
               role: str = "policy", saved: Saved | None = None) -> Iterator[Step]:
     """Yields after every optimizer step. The loss is the mean over the step's scored tokens, nats a token."""
@@ -27,7 +22,7 @@ def train_sft(run: SftRun, model: SharedModel, demonstrations: Sequence[Tree], *
 
 def imitate(run: Run, model: SharedModel, trees: Sequence[Tree], state: TrainState, *, role: str) -> None:
     """One optimizer step on the answers of `trees`."""
-    tokens = sum(scored_tokens(tree) for tree in trees)
+    tokens = sum(tree.scored_tokens for tree in trees)
     for part in micro_batches([len(tree) for tree in trees], run.micro_tokens):
         batch = pack([trees[i] for i in part]).to(model.device)
         scores = model.logprobs(batch, role)

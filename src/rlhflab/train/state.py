@@ -102,6 +102,10 @@ class Schedule:
         """Item numbers of each step, without the first `done` steps."""
         yield from islice(self._epochs(seed), done, len(self))
 
+    def past(self, seed: int, done: int) -> Iterator[list[int]]:
+        """Item numbers of each of the first `done` steps."""
+        yield from islice(self._epochs(seed), done)
+
     def _epochs(self, seed: int) -> Iterator[list[int]]:
         for epoch in range(self.epochs):
             generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)

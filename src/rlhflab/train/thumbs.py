@@ -17,7 +17,7 @@ from rlhflab.core.preference import answer_logprobs
 from rlhflab.model.shared import SharedModel
 from rlhflab.rollout.probe import Probe
 from rlhflab.rollout.scoring import tree_logprobs
-from rlhflab.train.guards import refuse_wrong_start
+from rlhflab.train.guards import refuse_wrong_reference
 from rlhflab.train.preferences import Reference, measured_kl, objective
 from rlhflab.train.state import Saved, Schedule, Step, TrainState
 
@@ -34,7 +34,8 @@ def train_thumbs(run: DpoRun, model: SharedModel, thumbs: Sequence[ThumbTree], *
                        total=len(schedule), saved=saved)
     shift = RunningShift()
     state.carry("shift", shift)
-    compared = Reference(run, model, reference, [each.tree for each in thumbs])
+    compared = Reference(run, model, reference, [each.tree for each in thumbs],
+                         past=schedule.past(run.seed, state.done))
     for indices in schedule.order(run.seed, done=state.done):
         step = [thumbs[i] for i in indices]
         judged = sum(len(each.judged) for each in step)
@@ -46,7 +47,7 @@ def train_thumbs(run: DpoRun, model: SharedModel, thumbs: Sequence[ThumbTree], *
             reference_logprob = compared.logprobs(indices, part, batch)
             policy = model.logprobs(batch, role).logprob
             if state.number == 0:
-                state.note(refuse_wrong_start(model, batch, policy, role=role, reference=reference))
+                state.note(refuse_wrong_reference(policy.detach(), reference_logprob, role=role, name=reference))
             answers, good = (each.to(model.device) for each in thumb_index([step[i] for i in part]))
             of_thumbs = answer_logprobs(policy, reference_logprob, batch.owner, batch.answers).of(answers)
             loss = goal.loss_of(of_thumbs, good, torch.tensor(baseline, device=model.device))
