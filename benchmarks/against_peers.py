@@ -47,7 +47,8 @@ def main() -> None:
     print(text, file=sys.stderr if getattr(options, "json", False) else sys.stdout)
     if options.write:
         from rlhflab.runs.folder import environment
-        write_page(options.write, options.command, text, environment(), shlex.join(["python", *sys.argv]))
+        name = f"recipe {options.task}" if options.command == "recipe" else options.command
+        write_page(options.write, name, text, environment(), shlex.join(["python", *sys.argv]))
 
 
 def parser() -> argparse.ArgumentParser:

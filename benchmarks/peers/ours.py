@@ -20,7 +20,7 @@ from rlhflab.data.types import Message, PreferencePair, Prompt, Rollout, Score
 from rlhflab.model.shared import SharedModel
 from rlhflab.rollout.engine import generate
 from rlhflab.rollout.rewards import make_reward
-from rlhflab.runs.sources import preference_tree
+from rlhflab.runs.sources import group_by_prompt, preference_tree
 from rlhflab.train.dpo import train_dpo
 from rlhflab.train.ppo import train_ppo
 from rlhflab.train.reward import train_reward
@@ -176,9 +176,11 @@ def follow(loop: Iterator[Step], model: SharedModel, job: Job, watch: Stopwatch)
 
 
 def pairs_of(job: Job, chat: ChatFormat) -> list[PreferenceTree]:
-    """One tree a row."""
-    return [preference_tree(chat, [PreferencePair(prompt=prompt_of(row), chosen=row["chosen"],
-                                                  rejected=row["rejected"])]) for row in read_rows(job.rows)]
+    """One tree a row; a recipe has all pairs of a prompt in one."""
+    pairs = [PreferencePair(prompt=prompt_of(row), chosen=row["chosen"], rejected=row["rejected"])
+             for row in read_rows(job.rows)]
+    groups = group_by_prompt(pairs) if job.settings else [[pair] for pair in pairs]
+    return [preference_tree(chat, group) for group in groups]
 
 
 def prompt_of(row: dict[str, Any]) -> Prompt:
