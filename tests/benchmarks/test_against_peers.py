@@ -9,6 +9,7 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,8 @@ def rows_file(folder):
 
 
 @pytest.fixture
-def job(prepared, tmp_path):
+def job(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(ours, "matmul_gflops", partial(ours.matmul_gflops, seconds=0.01, windows=1))
     return jobs.Job(task="dpo", precision="fp32", model=prepared["model"], roles=prepared["roles"],
                     rows=prepared["rows"], batch=2, new_tokens=6, check=True, answers=str(tmp_path / "answers.json"))
 
@@ -47,7 +49,8 @@ def test_rows_are_cut_and_a_tie_is_no_row(prepared):
     assert [row["id"] for row in rows] == ["given:1", "given:3", "given:4", "given:5"]
     assert [row["chosen"] for row in rows] == ["yes 0", "yes 2", "no no no no", "yes 4"]
     assert rows[1]["prompt"].startswith("<|im_start|>user\n") and "long" in rows[1]["prompt"]
-    assert len(rows[1]["prompt"].replace("<|im_start|>", "1").replace("<|im_end|>", "2")) == 120, "a byte a token"
+    assert len(rows[1]["prompt"].replace("<|im_start|>", "1").replace("<|im_end|>", "2")) == 119, (
+        "a byte a token, and the cut took a space with it")
 
 
 def test_the_adapters_move_the_base(job):
