@@ -42,11 +42,13 @@ def dpo(job: Job) -> Result:
     run = our_run("dpo", job)
     loop = train_dpo(run, model, in_file_order(run, pairs), reference="reference")  # type: ignore[arg-type]
     losses, saved = follow(loop, model, job, watch)
-    facts = shared_facts(pairs, losses)
+    facts = shared_facts(job, pairs, losses)
     if job.check:
         first = [each.tree for each in pairs[:job.batch]]
         start, end = (logprob_sums(model, first, role) for role in ("reference", "policy"))
-        facts = Facts(exact=facts.exact, numbers={**facts.numbers, "loss after the last step": dpo_loss(end, start)},
+        in_fp32(model)
+        exactly = [logprob_sums(model, first, role) for role in ("policy", "reference")]
+        facts = Facts(exact=facts.exact, numbers={**facts.numbers, "loss after the last step": dpo_loss(*exactly)},
                       lists={"summed log-prob of an answer before the first step": start,
                              "summed log-prob of an answer after the last step": end})
     trees = [each.tree for each in pairs]
@@ -63,9 +65,10 @@ def reward(job: Job) -> Result:
     pairs = pairs_of(job, chat)
     run = our_run("reward", job)
     losses, saved = follow(train_reward(run, model, in_file_order(run, pairs)), model, job, watch)  # type: ignore[arg-type]
-    facts = shared_facts(pairs, losses)
+    facts = shared_facts(job, pairs, losses)
     if job.check:
         first = [each.tree for each in pairs[:job.batch]]
+        in_fp32(model)
         end = scores(model, first, "reward")
         model.load_role("start", folder, head="stored")
         facts = Facts(exact=facts.exact, numbers={**facts.numbers, "loss after the last step": reward_loss(end)},
@@ -196,11 +199,16 @@ def in_file_order(run: Run, items: Sequence[PreferenceTree]) -> list[PreferenceT
     return [placed[i] for i in range(len(items))]
 
 
-def shared_facts(pairs: Sequence[PreferenceTree], losses: Sequence[float]) -> Facts:
-    """What was read, and the trainer's own loss of its last step."""
+def shared_facts(job: Job, pairs: Sequence[PreferenceTree], losses: Sequence[float]) -> Facts:
+    """What was read, and in fp32 the trainer's own loss of its last step; in bf16 that is rounded by some per cent."""
     ids = [[list(each.tree.prompt), *(list(answer.ids) for answer in each.tree.answers)] for each in pairs]
     return Facts(exact={"token ids": digest(ids), "scored tokens": scored_of([each.tree for each in pairs])},
-                 numbers={"loss of the last step": losses[-1]})
+                 numbers={"loss of the last step": losses[-1]} if job.precision == "fp32" else {})
+
+
+def in_fp32(model: SharedModel) -> None:
+    """The same weights, from now on read in fp32: a loss is a difference, which bf16 would round by some per cent."""
+    model.base.model.float()
 
 
 @torch.no_grad()

@@ -24,12 +24,13 @@ def dpo(job: Job) -> Result:
     data = list(trainer.train_dataset)
     ids = [[each["prompt_ids"], each["chosen_ids"], each["rejected_ids"]] for each in data]
     exact = {"token ids": digest(ids), "scored tokens": sum(len(each[1]) + len(each[2]) for each in ids)}
-    numbers, lists = {"loss of the last step": loss}, {}
+    numbers, lists = last_loss(job, loss), {}
     if job.check:
         batch = trainer.data_collator(data[:job.batch])
         end = adapted_sums(trainer, batch, None)
         start = adapted_sums(trainer, batch, "ref")
-        numbers["loss after the last step"] = dpo_loss(end, start)
+        in_fp32(trainer)
+        numbers["loss after the last step"] = dpo_loss(*(adapted_sums(trainer, batch, each) for each in (None, "ref")))
         lists = {"summed log-prob of an answer before the first step": start,
                  "summed log-prob of an answer after the last step": end}
     return watch.result(len(rows), saved=saved, facts=Facts(exact=exact, numbers=numbers, lists=lists))
@@ -41,7 +42,7 @@ def adapted_sums(trainer: Any, batch: dict[str, torch.Tensor], adapter: str | No
     from trl.trainer.dpo_trainer import use_adapter
 
     labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
-    with use_adapter(trainer.model, adapter) if adapter else nullcontext(), trainer.accelerator.autocast():
+    with use_adapter(trainer.model, adapter) if adapter else nullcontext():
         read = trainer.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels,
                              use_cache=False, fused_lm_head=True).log_probs
     return in_turn(read.sum(1))
@@ -61,9 +62,10 @@ def reward(job: Job) -> Result:
     ids = [[prompt, each["chosen_ids"][len(prompt):], each["rejected_ids"][len(prompt):]]
            for prompt, each in zip(prompts, data, strict=True)]
     exact = {"token ids": digest(ids), "scored tokens": sum(len(each[1]) + len(each[2]) for each in ids)}
-    numbers, scores = {"loss of the last step": loss}, {}
+    numbers, scores = last_loss(job, loss), {}
     if job.check:
         batch = trainer.data_collator(data[:job.batch])
+        in_fp32(trainer)
         end = read_scores(trainer, batch)
         load_reward(trainer.model, job)
         numbers["loss after the last step"] = reward_loss(end)
@@ -75,9 +77,18 @@ def reward(job: Job) -> Result:
 @torch.no_grad()
 def read_scores(trainer: Any, batch: dict[str, torch.Tensor]) -> list[float]:
     """Scores, chosen, rejected, chosen, ..."""
-    with trainer.accelerator.autocast():
-        read = trainer.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+    read = trainer.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
     return in_turn(read.logits.squeeze(-1))
+
+
+def last_loss(job: Job, loss: float) -> dict[str, float]:
+    """The trainer's own loss of its last step; in bf16 that is rounded by some per cent, and not compared."""
+    return {"loss of the last step": loss} if job.precision == "fp32" else {}
+
+
+def in_fp32(trainer: Any) -> None:
+    """The same weights, from now on read in fp32 and without autocast, which the model's forward is wrapped in."""
+    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).float()
 
 
 def in_turn(values: torch.Tensor) -> list[float]:
