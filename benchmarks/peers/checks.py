@@ -37,6 +37,11 @@ def compare(ours: Facts, peer: Facts, *, precision: str) -> dict[str, Check]:
                for name in both(ours.numbers, peer.numbers)}
     for name in both(ours.lists, peer.lists):
         checks[name] = worst(ours.lists.get(name, []), peer.lists.get(name, []), relative)
+    for name in both(ours.rounded, peer.rounded):
+        mine, theirs = ours.rounded.get(name, []), peer.rounded.get(name, [])
+        if precision == "bf16" and len(mine) == len(theirs):
+            mine, theirs, name = [sum(mine)], [sum(theirs)], f"{name}, all together"
+        checks[name] = worst(mine, theirs, relative)
     for name in both(ours.scores, peer.scores):
         checks[name] = worst_score(ours.scores.get(name, []), peer.scores.get(name, []), of_scores)
     return checks

@@ -45,7 +45,7 @@ def write(job: Job) -> Result:
     lengths = ends.lengths.tolist()
     facts = Facts(exact={"prompt token ids": digest(prompts), "new tokens": sum(lengths),
                          "new tokens of each row": digest(lengths)},
-                  lists={"summed log-prob of an answer of ours": logprob_sums(model, prompts, answers)}
+                  rounded={"summed log-prob of an answer of ours": logprob_sums(model, prompts, answers)}
                   if job.check else {})
     return watch.result(sum(lengths), facts=facts)
 

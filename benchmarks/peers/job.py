@@ -65,6 +65,8 @@ class Facts:
     """Compared relative to the peer's."""
     lists: Mapping[str, list[float]] = field(default_factory=dict)
     """Of each number, relative to the peer's."""
+    rounded: Mapping[str, list[float]] = field(default_factory=dict)
+    """The same in fp32; in bf16, which moves a short answer's sum by per cents, only their total is compared."""
     scores: Mapping[str, list[float]] = field(default_factory=dict)
     """Of each number, relative to the root mean square of the peer's: a score has no zero of its own."""
 

@@ -45,10 +45,11 @@ def dpo(job: Job) -> Result:
     facts = shared_facts(job, pairs, losses)
     if job.check:
         first = [each.tree for each in pairs[:job.batch]]
-        start, end = (logprob_sums(model, first, role) for role in ("reference", "policy"))
+        trained = logprob_sums(model, first, "policy")
         in_fp32(model)
-        exactly = [logprob_sums(model, first, role) for role in ("policy", "reference")]
-        facts = Facts(exact=facts.exact, numbers={**facts.numbers, "loss after the last step": dpo_loss(*exactly)},
+        start, end = (logprob_sums(model, first, role) for role in ("reference", "policy"))
+        facts = Facts(exact=facts.exact, numbers={**facts.numbers, "loss after the last step": dpo_loss(end, start)},
+                      rounded={"summed log-prob of an answer, as training reads it": trained},
                       lists={"summed log-prob of an answer before the first step": start,
                              "summed log-prob of an answer after the last step": end})
     trees = [each.tree for each in pairs]
@@ -109,7 +110,7 @@ def ppo(job: Job) -> Result:
         given = [Tree(prompt=chat.prompt(prompt), answers=(TokenAnswer(ids=chat.answer(row["chosen"])),))
                  for prompt, row in zip(prompts, rows, strict=True)][:job.batch]
         facts = Facts(exact=facts.exact, scores={"reward of a given answer": scores(model, given, "reward")},
-                      lists={"summed log-prob of a given answer": logprob_sums(model, given, "reference")})
+                      rounded={"summed log-prob of a given answer": logprob_sums(model, given, "reference")})
     return watch.result(len(seen), saved=saved, facts=facts, peak_gflops=matmul_gflops(job.precision), gflop=
                         # with logits: sampling, old, reference and policy; without: reward, value and value again
                         gflop(model, tokens, new, forwards=4, backwards=1)
@@ -131,7 +132,7 @@ def write(job: Job) -> Result:
     lengths = [len(answer.token_ids) for answer in answers]
     facts = Facts(exact={"prompt token ids": digest([list(prompt) for prompt in prompts]), "new tokens": sum(lengths),
                          "new tokens of each row": digest(lengths)},
-                  lists={"summed log-prob of an answer of ours": [sum(answer.logprobs) for answer in answers]})
+                  rounded={"summed log-prob of an answer of ours": [sum(answer.logprobs) for answer in answers]})
     return watch.result(sum(lengths), facts=facts, peak_gflops=matmul_gflops(job.precision), gflop=gflop(
         model, sum(map(len, prompts)) + sum(lengths), sum(lengths), forwards=1, backwards=0))
 

@@ -16,6 +16,9 @@ from peers.job import Job, Stopwatch
 warnings.simplefilter("ignore")
 transformers.logging.set_verbosity_error()
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PAD = "<|endoftext|>"
+"""Not the end of a turn, which SmolLM2 pads with: what reads a score at the last token that is no padding would read it
+one token early."""
 
 
 def settings(job: Job) -> dict[str, Any]:
@@ -29,8 +32,10 @@ def settings(job: Job) -> dict[str, Any]:
 
 
 def tokenizer_of(job: Job) -> Any:
-    """The model's tokenizer."""
-    return AutoTokenizer.from_pretrained(job.model)
+    """The model's tokenizer, padding with `PAD`."""
+    tokenizer = AutoTokenizer.from_pretrained(job.model)
+    tokenizer.pad_token = PAD
+    return tokenizer
 
 
 def policy_model(job: Job, *, trainable: bool = True) -> Any:

@@ -24,16 +24,17 @@ def dpo(job: Job) -> Result:
     data = list(trainer.train_dataset)
     ids = [[each["prompt_ids"], each["chosen_ids"], each["rejected_ids"]] for each in data]
     exact = {"token ids": digest(ids), "scored tokens": sum(len(each[1]) + len(each[2]) for each in ids)}
-    numbers, lists = last_loss(job, loss), {}
+    numbers, lists, rounded = last_loss(job, loss), {}, {}
     if job.check:
         batch = trainer.data_collator(data[:job.batch])
-        end = adapted_sums(trainer, batch, None)
-        start = adapted_sums(trainer, batch, "ref")
+        rounded = {"summed log-prob of an answer, as training reads it": adapted_sums(trainer, batch, None)}
         in_fp32(trainer)
-        numbers["loss after the last step"] = dpo_loss(*(adapted_sums(trainer, batch, each) for each in (None, "ref")))
+        start, end = (adapted_sums(trainer, batch, adapter) for adapter in ("ref", None))
+        numbers["loss after the last step"] = dpo_loss(end, start)
         lists = {"summed log-prob of an answer before the first step": start,
                  "summed log-prob of an answer after the last step": end}
-    return watch.result(len(rows), saved=saved, facts=Facts(exact=exact, numbers=numbers, lists=lists))
+    return watch.result(len(rows), saved=saved, facts=Facts(exact=exact, numbers=numbers, lists=lists,
+                                                                    rounded=rounded))
 
 
 @torch.no_grad()

@@ -14,14 +14,11 @@ from peers.job import Facts, Job, Result, Stopwatch, read_rows, serve
 from peers.sums import digest
 from peers.theirs import Saving, logprob_sums, padded, policy_model, reward_model, settings, tokenizer_of
 
-PAD = "<|endoftext|>"
-"""Not the end of a turn: TRL takes what is padding for what was not written."""
-
 
 def ppo(job: Job) -> Result:
     """`PPOTrainer` with a trained adapter, its frozen copy as the reference, and a merged reward model."""
     tokenizer = tokenizer_of(job)
-    tokenizer.pad_token, tokenizer.padding_side = PAD, "left"
+    tokenizer.padding_side = "left"
     policy = policy_model(job)
     policy.load_adapter(f"{job.roles}/policy", adapter_name="ref")
     paid, value = merged(job), merged(job).requires_grad_(True)
@@ -52,7 +49,7 @@ def ppo(job: Job) -> Result:
         ids, mask = padded([[*p, *a] for p, a in zip(prompts, answers, strict=True)][:job.batch],
                            pad=tokenizer.pad_token_id)
         facts = Facts(exact=exact, scores={"reward of a given answer": read_scores(paid, ids, mask)},
-                      lists={"summed log-prob of a given answer": logprob_sums(
+                      rounded={"summed log-prob of a given answer": logprob_sums(
                           policy, prompts[:job.batch], answers[:job.batch])})
     return watch.result(len(seen["prompts"]), saved=saving.saved, facts=facts)
 

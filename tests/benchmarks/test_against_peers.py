@@ -106,6 +106,13 @@ def test_sides_that_agree_within_the_tolerance_did_the_same_work():
     assert found["score"].tolerance == pytest.approx(1e-3 * math.sqrt(4.5) / 0.002, rel=1e-3)
 
 
+def test_what_bf16_rounds_is_compared_all_together():
+    mine, theirs = jobs.Facts(rounded={"sums": [-100.0, -5.0]}), jobs.Facts(rounded={"sums": [-100.2, -5.3]})
+    assert not checks.compare(mine, theirs, precision="fp32")["sums"].ok
+    assert checks.compare(mine, theirs, precision="bf16") == {"sums, all together": (-105.0, -105.5, 1e-2)}
+    assert not checks.compare(mine, jobs.Facts(), precision="bf16")["sums"].ok
+
+
 @pytest.mark.parametrize(("mine", "theirs"), [
     (jobs.Facts(exact={"token ids": "ab"}), jobs.Facts(exact={"token ids": "ac"})),
     (jobs.Facts(exact={"token ids": "ab"}), jobs.Facts()),
