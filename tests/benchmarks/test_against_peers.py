@@ -152,6 +152,36 @@ def test_another_precision_is_named_and_does_not_stand_for_the_task():
     assert "fp32, ours bf16" in report.table([named]) and "trains its critic in full" in report.table([named])
 
 
+def test_all_runs_in_turn_and_prints_nothing_but_json(monkeypatch, tmp_path, capsys):
+    ran = []
+
+    def run_module(python, module, asked, done):
+        done.write_text(json.dumps({"model": "m", "roles": "r", "rows": str(asked.parent / "rows.jsonl")}))
+
+    def run_worker(python, module, job, folder):
+        ran.append((module, job.task, job.precision, job.check))
+        ours_runs = module == "peers.ours"
+        return jobs.Result(seconds=1.0 if ours_runs else 5.0, items=10, loaded_gb=0.1, peak_gb=1.0, gflop=1.0,
+                           peak_gflops=2.0, facts=jobs.Facts(exact={"token ids": "ab"}))
+
+    monkeypatch.setattr(compare, "run_module", run_module)
+    monkeypatch.setattr(compare, "run_worker", run_worker)
+    monkeypatch.setattr(compare, "environment", lambda name, cache: Path(name))
+    monkeypatch.setattr(sys, "argv", ["against_peers.py", "all", "--repetitions", "2", "--json", "--work",
+                                      str(tmp_path)])
+    importlib.import_module("against_peers").main()
+    said = capsys.readouterr()
+    content = json.loads(said.out)
+    assert list(content) == ["dpo", "reward", "ppo", "generate"] and "| ppo | fp32, ours bf16 |" in said.err
+    assert content["ppo"]["speed_ratio"] == {"median": 5.0, "low": 5.0, "high": 5.0}
+    first = [(module.removeprefix("peers."), task, precision) for module, task, precision, check in ran if check]
+    assert first == [("ours", "dpo", "bf16"), ("trl_pairs", "dpo", "bf16"), ("ours", "reward", "bf16"),
+                     ("trl_pairs", "reward", "bf16"), ("ours", "ppo", "fp32"), ("trl_ppo", "ppo", "fp32"),
+                     ("ours", "ppo", "bf16"), ("ours", "generate", "bf16"), ("hf_generate", "generate", "bf16"),
+                     ("ours", "generate", "fp32"), ("hf_generate", "generate", "fp32")]
+    assert len(ran) == 2 * len(first), "checked once, timed twice"
+
+
 def test_a_check_that_fails_is_in_the_json_and_in_the_table():
     failing = made(check={"loss": checks.Check(0.7, 0.6, 1e-3)})
     assert report.as_json([failing])["dpo"]["same_work"]["ok"] is False
