@@ -131,7 +131,6 @@ def test_a_stacked_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path,
 
 
 @pytest.mark.parametrize(("flags", "sentence"), [
-    (["--stack", "true"], "stack: true needs start"),
     (["--stack", "true", "--start", "x", "--lora.dora", "true"], "stack: true and lora.dora: true exclude each other"),
     (["--lora.last_layers", "1", "--lora.targets", "q.*"], "last_layers needs targets as a list of names"),
     (["--lora.last_layers", "3"], "lora.last_layers: 3 blocks are asked for, and tiny-llama has 2"),

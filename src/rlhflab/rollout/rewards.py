@@ -53,7 +53,7 @@ def role_reward(policy: SharedModel, micro_tokens: int, *, path: str | None = No
     if role not in scoring.records:
         if path is None:
             raise ConfigError("reward: a role needs the path of its folder, such as runs/reward/roles/reward")
-        scoring.load_role(role, Path(path), head="stored")
+        scoring.load_role(role, Path(path), head="stored", share=True)
     if length_correction and not scoring.records[role].length_curve:
         raise ConfigError(f"reward: role {role!r} holds no length curve to correct by; train it again")
     chat = ChatFormat(scoring.tokenizer)

@@ -45,13 +45,12 @@ class Lab:
             self.model.load_role(name, Path(run.start), trainable=True, head=head, outputs=outputs, seed=run.seed)
 
     def freeze_reference(self, run: Run, *, of: str = "policy", moves: bool = False) -> str | None:
-        """The policy as it starts, kept: a frozen copy of its own adapter, or the base itself (None).
+        """The policy as it starts, kept: a frozen copy of its own adapter, or what it is stacked on, or the base (None).
 
-        The copy of a stacked policy stands on the same frozen start, to which it adds 0. A reference that `moves` is an
-        adapter in any case, since the base stays what it is.
+        A reference that `moves` is a copy in any case, since what others stand on stays what it is.
         """
-        if run.start is None and not moves:
-            return None
+        if not moves and (run.start is None or run.stack):
+            return START if run.stack and run.start is not None else None
         self.model.add_role("reference", run.lora, copy_of=of, trainable=False)
         return "reference"
 

@@ -143,8 +143,9 @@ def ppo_stage(run: PpoRun, lab: Lab, folder: RunFolder) -> Summary:
     sampling = start_sampling(run, lab)
     roles = ["policy"]
     if has_critic(run):
-        critic = "reward" if "reward" in lab.model.records else "policy"
-        lab.model.add_role("value", run.lora, copy_of=critic, head="zero")
+        # A critic that adapts every block beside a policy that does not would leave no trunk to share.
+        like = "reward" in lab.model.records and lab.model.stacked("reward") == lab.model.stacked("policy")
+        lab.model.add_role("value", run.lora, copy_of="reward" if like else "policy", head="zero")
         roles.append("value")
     label = {"gae": "PPO"}.get(run.advantage.name, run.advantage.name.upper())
     return train_on_samples(train_ppo, run, sampling, lab, folder, label=label, roles=roles)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlhflab.config import DpoRun, OnlineDpoRun
-from rlhflab.core.batch import Batch, Tree, micro_batches, pack
+from rlhflab.core.batch import Batch, Shelf, Tree, micro_batches
 from rlhflab.core.losses import Loss
 from rlhflab.core.preference import preference_loss
 from rlhflab.errors import ConfigError
@@ -58,12 +58,12 @@ class Reference:
     Those of data that comes again are kept from its first batch on, unless the role moves.
     """
 
-    def __init__(self, run: DpoRun, model: SharedModel, role: str | None, trees: Sequence[Tree], *,
+    def __init__(self, run: DpoRun, model: SharedModel, role: str | None, trees: Sequence[Tree], *, shelf: Shelf,
                  past: Iterable[Sequence[int]]) -> None:
         """`role` None is the base. `trees`: all the data, by whose places log-probs are asked for.
 
-        `past`: the steps a resumed run has done. What they kept is read again, in the batches they read it in, since
-        another batch would round it otherwise.
+        `past`: the steps a resumed run has done. What they kept is read again, in the batches they read it in, as for
+        `filled_shelf`.
         """
         self.model, self.role, self.moving = model, role, run.reference_ema
         self._trees = trees
@@ -71,7 +71,7 @@ class Reference:
         self._kept: dict[int, Tensor] = {}
         for step in past if self._keeps else ():
             for part in micro_batches([len(trees[i]) for i in step], run.micro_tokens):
-                self.logprobs(step, part, pack([trees[step[i]] for i in part]).to(model.device))
+                self.logprobs(step, part, shelf.pack([trees[step[i]] for i in part], model.device))
 
     def logprobs(self, step: Sequence[int], items: Sequence[int], batch: Batch) -> Float[Tensor, " s"]:
         """Of the scored tokens of `batch`, which holds the trees number `items` of those in `step`."""

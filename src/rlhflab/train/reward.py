@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from rlhflab.config import RewardRun
-from rlhflab.core.batch import PreferenceTree, micro_batches, pack, pair_index
+from rlhflab.core.batch import PreferenceTree, micro_batches, pair_index
 from rlhflab.core.losses import Loss, bradley_terry_loss, length_loss
 from rlhflab.errors import RunError
 from rlhflab.model.shared import SharedModel
-from rlhflab.rollout.scoring import read_trees, score_members
+from rlhflab.rollout.scoring import filled_shelf, read_trees, score_members
 from rlhflab.train.state import Saved, Schedule, Step, TrainState
 
 QUALITY, LENGTH = 0, 1
@@ -38,13 +38,14 @@ def train_reward(run: RewardRun, model: SharedModel, preferences: Sequence[Prefe
                                        (model.head_parameters(role), run.head_learning_rate)],
                        total=len(schedule), saved=saved)
     weights = bootstrap(preferences, run.heads, seed=run.seed).to(model.device)
+    shelf = filled_shelf(run, model, [each.tree for each in preferences], schedule.past(run.seed, state.done), role=role)
     for indices in schedule.order(run.seed, done=state.done):
         step = [preferences[i] for i in indices]
         pairs = sum(len(each.chosen) for each in step)
         pull = length_pull(run, model, step, role, state) if run.length_head else None
         for part in micro_batches([len(each.tree) for each in step], run.micro_tokens):
             trees = [step[i] for i in part]
-            outputs = model.outputs(pack([each.tree for each in trees]).to(model.device), role)
+            outputs = model.outputs(shelf.pack([each.tree for each in trees], model.device), role)
             members = outputs.sum(-1, keepdim=True) if run.length_head else outputs
             prompt = torch.tensor([indices[i] for i in part for _ in step[i].chosen], device=model.device)
             losses = [pair_loss(run, trees, scores) for scores in members.unbind(-1)]

@@ -5,14 +5,14 @@ No advantage, no pair and no loss here. Axes: s scored tokens of a rollout, n an
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from rlhflab.config import EndRule, SampledRun
-from rlhflab.core.batch import Tree
+from rlhflab.core.batch import Shelf, Tree
 from rlhflab.core.returns import KL
 from rlhflab.data.chat import ChatFormat
 from rlhflab.data.types import Prompt, Rollout, Score
@@ -49,6 +49,8 @@ class Sampled:
     reference: Float[Tensor, " s"]
     metrics: dict[str, float | None]
     """What the rollout looked like before its update."""
+    shelf: Shelf = field(default_factory=Shelf)
+    """Where the trunks of `trees` are, for all roles that read them."""
 
     def answers_of_trees(self) -> list[Int[Tensor, " k"]]:
         """The numbers of each tree's answers."""
@@ -87,15 +89,16 @@ def sample_rollouts(run: SampledRun, model: SharedModel, prompts: Sequence[Promp
 def read_rollout(run: SampledRun, model: SharedModel, rollouts: Sequence[Rollout], scores: Sequence[float], *,
                  role: str, reference: str | None) -> Sampled:
     """Log-probs of a rollout's tokens under the policy and its reference, at the temperature of the sampling."""
-    trees = rollout_trees(rollouts)
+    trees, shelf = rollout_trees(rollouts), Shelf()
     lengths = torch.tensor([len(rollout.token_ids) for rollout in rollouts])
     logprob, reference_logprob = (
-        torch.cat(tree_logprobs(model, trees, role=each, micro_tokens=run.micro_tokens, temperature=run.temperature))
+        torch.cat(tree_logprobs(model, trees, role=each, micro_tokens=run.micro_tokens, temperature=run.temperature,
+                                shelf=shelf))
         for each in (role, reference))
     engine = torch.tensor([x for rollout in rollouts for x in rollout.logprobs])
     n = len(rollouts)
     return Sampled(
-        trees=trees, owner=torch.repeat_interleave(torch.arange(n), lengths),
+        trees=trees, shelf=shelf, owner=torch.repeat_interleave(torch.arange(n), lengths),
         prompt=torch.tensor([i for i, tree in enumerate(trees) for _ in tree.answers]),
         score=torch.tensor([end_score(run.end, clipped(score, run.reward_clip), stopped=rollout.stopped)
                             for rollout, score in zip(rollouts, scores, strict=True)]),

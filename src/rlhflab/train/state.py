@@ -103,8 +103,8 @@ class Schedule:
         yield from islice(self._epochs(seed), done, len(self))
 
     def past(self, seed: int, done: int) -> Iterator[list[int]]:
-        """Item numbers of each of the first `done` steps."""
-        yield from islice(self._epochs(seed), done)
+        """Item numbers of each of the first `done` steps that belongs to the first epoch."""
+        yield from islice(self._epochs(seed), min(done, math.ceil(self.items / self.batch)))
 
     def _epochs(self, seed: int) -> Iterator[list[int]]:
         for epoch in range(self.epochs):

@@ -12,11 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlhflab.config import DpoRun
-from rlhflab.core.batch import ThumbTree, Tree, micro_batches, pack, thumb_index
+from rlhflab.core.batch import Shelf, ThumbTree, Tree, micro_batches, thumb_index
 from rlhflab.core.preference import answer_logprobs
 from rlhflab.model.shared import SharedModel
 from rlhflab.rollout.probe import Probe
-from rlhflab.rollout.scoring import tree_logprobs
+from rlhflab.rollout.scoring import filled_shelf, tree_logprobs
 from rlhflab.train.guards import refuse_wrong_reference
 from rlhflab.train.preferences import Reference, measured_kl, objective
 from rlhflab.train.state import Saved, Schedule, Step, TrainState
@@ -34,8 +34,9 @@ def train_thumbs(run: DpoRun, model: SharedModel, thumbs: Sequence[ThumbTree], *
                        total=len(schedule), saved=saved)
     shift = RunningShift()
     state.carry("shift", shift)
-    compared = Reference(run, model, reference, [each.tree for each in thumbs],
-                         past=schedule.past(run.seed, state.done))
+    trees, past = [each.tree for each in thumbs], list(schedule.past(run.seed, state.done))
+    shelf = filled_shelf(run, model, trees, past, role=role)
+    compared = Reference(run, model, reference, trees, shelf=shelf, past=past)
     for indices in schedule.order(run.seed, done=state.done):
         step = [thumbs[i] for i in indices]
         judged = sum(len(each.judged) for each in step)
@@ -43,7 +44,7 @@ def train_thumbs(run: DpoRun, model: SharedModel, thumbs: Sequence[ThumbTree], *
             run, model, [each.tree for each in step], role=role, reference=reference)
         seen: list[tuple[Tensor, Tensor]] = []
         for part in micro_batches([len(each.tree) for each in step], run.micro_tokens):
-            batch = pack([step[i].tree for i in part]).to(model.device)
+            batch = shelf.pack([step[i].tree for i in part], model.device)
             reference_logprob = compared.logprobs(indices, part, batch)
             policy = model.logprobs(batch, role).logprob
             if state.number == 0:
@@ -72,7 +73,9 @@ def mismatched_kl(run: DpoRun, model: SharedModel, trees: Sequence[Tree], *, rol
         return 0.0
     mismatched = [_cut(Tree(prompt=tree.prompt, answers=other.answers), run.max_length)
                   for tree, other in zip(trees, [*trees[1:], trees[0]], strict=True)]
-    policy, base = (torch.cat(tree_logprobs(model, mismatched, role=each, micro_tokens=run.micro_tokens)).sum()
+    shelf = Shelf()
+    policy, base = (torch.cat(tree_logprobs(model, mismatched, role=each, micro_tokens=run.micro_tokens,
+                                            shelf=shelf)).sum()
                     for each in (role, reference))
     return max(0.0, float(policy - base) / sum(len(tree.answers) for tree in mismatched))
 
