@@ -320,22 +320,31 @@ class SharedModel:
                   head: Literal["none", "stored", "zero", "random"] = "none", outputs: int = 1,
                   seed: int = 0) -> None:
         """A role from a folder in PEFT's format, whoever wrote it. ModelError if a piece is missing or does not fit."""
+        lora = self.stored_lora(folder)
+        if head == "stored" and not (folder / HEAD).is_file():
+            raise ModelError(f"{folder}: has no {HEAD}; a reward role needs its head")
+        self.add_role(name, lora, trainable=trainable, head="zero" if head == "stored" else head, outputs=outputs,
+                      seed=seed)
+        try:
+            self._load_adapter(name, load_file(folder / ADAPTER, device=str(self.device)))
+            if head == "stored":
+                self.set_head(name, load_file(folder / HEAD, device=str(self.device))["weight"])
+                self.records[name] = read_record(folder) or self.records[name]
+        except Exception:
+            self.drop_role(name)
+            raise
+
+    def stored_lora(self, folder: Path) -> Lora:
+        """Shape and scale of the adapter in a folder. ModelError where there is none, or one of another base."""
         if not (folder / ADAPTER).is_file() or not (folder / ADAPTER_CONFIG).is_file():
             raise ModelError(f"{folder}: is not an adapter folder: it needs {ADAPTER_CONFIG} and {ADAPTER}")
         record = read_record(folder)
         if record is not None and record.base_digest != self.base.digest:
             raise ModelError(f"{folder}: was trained on base weights {record.base} ({record.base_digest[:12]}), "
                              f"not on {self.base.name} ({self.base.digest[:12]})")
-        if head == "stored" and not (folder / HEAD).is_file():
-            raise ModelError(f"{folder}: has no {HEAD}; a reward role needs its head")
         lora = read_lora(folder, layers=self._layers)
-        self.add_role(name, lora, trainable=trainable, head="zero" if head == "stored" else head, outputs=outputs,
-                      seed=seed)
-        self._load_adapter(name, load_file(folder / ADAPTER, device=str(self.device)))
-        if head == "stored":
-            self.set_head(name, load_file(folder / HEAD, device=str(self.device))["weight"])
-            if record is not None:
-                self.records[name] = record
+        everywhere = lora.targets == self._linear_layers
+        return lora.model_copy(update={"targets": "all-linear"}) if everywhere else lora
 
     def restore_role(self, role: str, folder: Path) -> None:
         """Weights and record of an existing role from a folder `save_role` wrote; its parameters stay the same ones."""
