@@ -58,7 +58,7 @@ def test_a_score_read_at_the_padded_end_of_its_row_is_refused(dtype: str, monkey
         row = torch.div(batch.last, width, rounding_mode="floor")
         return self._read_head(self.hidden(batch, role)[row * width + width - 1], role)
 
-    monkeypatch.setattr(SharedModel, "score", at_the_rows_end)
+    monkeypatch.setattr(SharedModel, "outputs", at_the_rows_end)
     gap = batch_gap(model, TREES, role="reward")
     with pytest.raises(RunError, match=r"depends on what it is batched with.*batch_gap_m.*limit"):
         refuse_batch_gap(gap, sigma=1.0, dtype=model.unembedding.dtype)

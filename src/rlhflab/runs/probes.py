@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rlhflab.core.batch import TokenAnswer, Tree
@@ -66,8 +67,8 @@ def reread_roles(lab: Lab, folder: Path) -> dict[str, float]:
 
 def scores_by_batch(lab: Lab, trees: Sequence[Tree], *, role: str) -> dict[str, Any]:
     """Whether a reward role scores an answer alike whatever it is batched with, on a few of `trees`."""
-    gap = batch_gap(lab.model, trees[:SCORED_APART], role=role)
-    refuse_batch_gap(gap, sigma=lab.model.records[role].score_std, dtype=lab.model.unembedding.dtype)
+    gap, record = batch_gap(lab.model, trees[:SCORED_APART], role=role), lab.model.records[role]
+    refuse_batch_gap(gap, sigma=fmean(record.member_stds or (record.score_std,)), dtype=lab.model.unembedding.dtype)
     return gap
 
 

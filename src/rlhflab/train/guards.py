@@ -62,12 +62,15 @@ def _turn_ends(answer: TokenAnswer) -> list[int]:
 
 @torch.no_grad()
 def batch_gap(model: SharedModel, trees: Sequence[Tree], *, role: str) -> dict[str, float]:
-    """How far the raw scores of answers lie apart that are read alone, all in one batch, and in reversed order."""
+    """How far the raw scores of answers lie apart that are read alone, all in one batch, and in reversed order.
+
+    Of an ensemble those of each member, since one of them may be all that counts.
+    """
     alone = [Tree(prompt=tree.prompt, answers=(answer,)) for tree in trees for answer in tree.answers]
     backwards = [Tree(prompt=tree.prompt, answers=tree.answers[::-1]) for tree in trees[::-1]]
 
     def scores(batch: Sequence[Tree]) -> Tensor:
-        return model.score(pack(batch).to(model.device), role)
+        return model.outputs(pack(batch).to(model.device), role)
 
     each = torch.cat([scores([tree]) for tree in alone])
     return _gap("batch_gap", torch.stack([scores(trees), scores(backwards).flip(0)]) - each)
