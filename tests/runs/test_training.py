@@ -145,7 +145,7 @@ def test_a_copy_of_an_adapter_keeps_its_shape_and_another_one_is_refused(
                             (["--lora.dora", "true"], "where it is False; leave lora.dora out, or train a fresh"),
                             (["--lora.targets", "[up_proj, q_proj]"], "lora.targets: is ['q_proj', 'up_proj']")):
         assert main([*train, *start, *flags, "--out", str(tmp_path / "refused" / flags[0])]) == 2
-        assert sentence in capsys.readouterr().err
+        assert sentence in capsys.readouterr().err and not (tmp_path / "refused").exists()
     same = ["--lora.rank", "3", "--lora.targets", "all-linear", "--lora.dropout", "0.1"]
     assert main([*train, *start, *same, "--out", str(tmp_path / "second")]) == 0
     resolved = read_run(None, tmp_path / "second" / "config.yaml")

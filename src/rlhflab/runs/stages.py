@@ -165,7 +165,6 @@ STAGES: dict[str, Callable[..., Summary]] = {
 
 def run_stage(run: Run, lab: Lab, folder: RunFolder) -> Summary:
     """Train as `run` says; writes config, metrics, roles and summary into `folder`. Goes on from its checkpoint."""
-    run = lab.resolved(run)
     folder.write_yaml("config.yaml", {"kind": run.kind, **run.model_dump(mode="json")})
     lab.model.recompute_activations(run.recompute)
     torch.manual_seed(run.seed)  # dropout draws from the global generator

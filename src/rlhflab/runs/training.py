@@ -17,6 +17,7 @@ def run_training(run: Run, *, out: Path | None, progress: Progress) -> Path:
     if out is not None and out.exists():
         RunFolder.create(out)  # refuses before the model is loaded
     lab = _load(run, progress)
+    run = lab.resolved(run)
     folder = RunFolder.create(out) if out is not None else RunFolder.named(run.kind)
     return _train(run, lab, folder)
 
