@@ -265,7 +265,7 @@ class SharedModel:
             raise ModelError(f"role {name}: tensor {problems.unexpected_keys[0]} fits no layer of {self.base.name}")
 
     @contextmanager
-    def _as_one(self, role: str) -> Iterator[str]:
+    def as_one(self, role: str) -> Iterator[str]:
         """Name of a role whose own adapter is all of `role`: a passing one where `role` is stacked."""
         parts = self._switch.stacks[role]
         if len(parts) == 1:
@@ -301,7 +301,7 @@ class SharedModel:
         unfinished = folder.with_name(f".{folder.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)  # left by a run that was killed here
         unfinished.mkdir(parents=True)
-        with nullcontext(role) if alone else self._as_one(role) as one:
+        with nullcontext(role) if alone else self.as_one(role) as one:
             save_file({key: tensor.contiguous() for key, tensor in self.adapter(one).items()}, unfinished / ADAPTER)
             config = peft_config(self.lora_of(one), base=self.base.name, linear=self._linear_layers,
                                  layers=self._layers).to_dict()
