@@ -45,9 +45,12 @@ def summary_of(run: Path) -> dict[str, Any]:
     return summary
 
 
-def start_folder(folder: Path, **options: Any) -> Path:
+def start_folder(folder: Path, *, scale: float = 1.0) -> Path:
     model = SharedModel.load("tiny-llama", dtype="float32", device="cpu")
     moved_role(model, "policy", seed=5)
+    with torch.no_grad():
+        for parameter in model.parameters("policy"):
+            parameter.mul_(scale)
     model.save_role("policy", folder)
     return folder
 
@@ -134,6 +137,18 @@ def test_a_stacked_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path,
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         assert (whole / "roles/policy" / name).read_bytes() == (stopped / "roles/policy" / name).read_bytes()
     assert summary_of(whole) == summary_of(stopped)
+
+
+def test_in_bf16_what_a_stack_is_saved_as_is_held_to_the_bit_and_its_rounding_is_only_reported(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    start = ["--dtype", "bfloat16", "--stack", "true", "--start", str(start_folder(tmp_path / "start", scale=3.0))]
+    assert main(command("sft", tmp_path, tmp_path / "run", *start)) == 0
+    assert summary_of(tmp_path / "run")["probes"]["reread"]["policy"] > 0.1
+    adapter = SharedModel.adapter
+    monkeypatch.setattr(SharedModel, "adapter", lambda self, role: {
+        key: tensor + 0.01 * ("as-one" in role) for key, tensor in adapter(self, role).items()})  # not saved as it is
+    assert main(command("sft", tmp_path, tmp_path / "wrong", *start)) == 2
+    assert "roles/policy: loaded again, this role reads the same answers otherwise" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("flags", "sentence"), [
