@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TREES, moved_role
-from slow_twins import plain_logprobs
 
+from conftest import TREES, moved_role
 from rlhflab.config import Lora
 from rlhflab.core.batch import Shelf, Tree, pack
 from rlhflab.model.shared import SharedModel
+from slow_twins import plain_logprobs
 
 LAST = Lora(rank=4, alpha=8, last_layers=1)
 
@@ -36,7 +36,8 @@ def first_block(stacked: SharedModel) -> list[int]:
 
 
 def test_three_roles_compute_the_trunk_once_and_equal_plain_forwards(
-        stacked: SharedModel, first_block: list[int], gradients: Callable[[SharedModel, str], list[torch.Tensor]]) -> None:
+        stacked: SharedModel, first_block: list[int],
+        gradients: Callable[[SharedModel, str], list[torch.Tensor]]) -> None:
     weight = torch.randn(sum(tree.scored_tokens for tree in TREES), generator=torch.Generator().manual_seed(0))
     batch = pack(TREES)
     for role in ("start", "policy", "value"):
@@ -100,7 +101,8 @@ def test_trunks_of_different_adapters_do_not_mix(stacked: SharedModel) -> None:
     torch.testing.assert_close(got, stacked.logprobs(pack([TREES[0], more]), "policy").logprob, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [LAST, Lora(rank=2, alpha=3, rslora=True), Lora(rank=2, targets=["q_proj", "up_proj"])])
+@pytest.mark.parametrize("shape", [LAST, Lora(rank=2, alpha=3, rslora=True),
+                                   Lora(rank=2, targets=["q_proj", "up_proj"])])
 def test_a_saved_stack_is_stacked_again_where_it_may_share(stacked: SharedModel, shape: Lora, tmp_path: Path) -> None:
     stacked.add_role("mine", shape, on="start", head="random")
     with torch.no_grad():

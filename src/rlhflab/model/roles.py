@@ -166,7 +166,7 @@ def _lora_forward(layer: Any, switch: RoleSwitch, x: Tensor) -> Tensor:
     adapters = [adapter for adapter in switch.adapters if adapter in layer.lora_A]
     if torch.is_grad_enabled() and all(_is_a_product(layer, adapter) for adapter in adapters):
         factors = [factors[adapter].weight for adapter in adapters for factors in (layer.lora_A, layer.lora_B)]
-        return LowRankLinear.apply(x, layer.base_layer.weight, layer.base_layer.bias,  # type: ignore[no-any-return]
+        return _LowRankLinear.apply(x, layer.base_layer.weight, layer.base_layer.bias,  # type: ignore[no-any-return]
                                    tuple(layer.scaling[adapter] for adapter in adapters), *factors)
     result: Tensor = layer.base_layer(x)
     for adapter in adapters:
@@ -184,7 +184,7 @@ def _is_a_product(layer: Any, adapter: str) -> bool:
             and isinstance(layer.lora_dropout[adapter], nn.Identity))
 
 
-class LowRankLinear(torch.autograd.Function):
+class _LowRankLinear(torch.autograd.Function):
     """x W^T + bias + sum of s x A^T B^T: the frozen W gets no gradient, each A and B one in its own dtype.
 
     The same sums as autograd makes of the single products, but the gradient by x is added up in one place by the
@@ -215,10 +215,11 @@ class LowRankLinear(torch.autograd.Function):
         for i, (scale, low) in enumerate(zip(ctx.scales, inner, strict=True)):
             down, up = cast[2 * i:2 * i + 2]
             trained = ctx.needs_input_grad[4 + 2 * i]
-            by_inner = (by_flat @ up).mul_(scale) if trained or by_x is not None else None
+            by_inner = (by_flat @ up).mul_(scale)
             if by_x is not None:
                 by_x.addmm_(by_inner, down)
-            by_factors += [(by_inner.T @ flat).float(), (by_flat.T @ low).float().mul_(scale)] if trained else [None, None]
+            by_factors += [None, None] if not trained else [
+                (by_inner.T @ flat).float(), (by_flat.T @ low).float().mul_(scale)]
         return by_x if by_x is None else by_x.view(x.shape), None, None, None, *by_factors
 
 

@@ -272,7 +272,7 @@ class SharedModel:
             raise ModelError(f"role {name}: tensor {problems.unexpected_keys[0]} fits no layer of {self.base.name}")
 
     @contextmanager
-    def _as_one(self, role: str) -> Iterator[str]:
+    def as_one(self, role: str) -> Iterator[str]:
         """Name of a role whose own adapter is all of `role`: a passing one where `role` is stacked."""
         parts = self._switch.stacks[role]
         if len(parts) == 1:
@@ -310,7 +310,7 @@ class SharedModel:
         unfinished = folder.with_name(f".{folder.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)  # left by a run that was killed here
         unfinished.mkdir(parents=True)
-        with nullcontext(role) if alone else self._as_one(role) as one:
+        with nullcontext(role) if alone else self.as_one(role) as one:
             save_file({key: tensor.contiguous() for key, tensor in self.adapter(one).items()}, unfinished / ADAPTER)
             config = peft_config(self.lora_of(one), base=self.base.name, linear=self._linear_layers,
                                  layers=self._layers).to_dict()
@@ -332,24 +332,33 @@ class SharedModel:
 
         `share`: where it was saved from a stack on a frozen role that is here, stack it on that one again.
         """
+        lora = self.stored_lora(folder)
+        if head == "stored" and not (folder / HEAD).is_file():
+            raise ModelError(f"{folder}: has no {HEAD}; a reward role needs its head")
+        tensors = load_file(folder / ADAPTER, device=str(self.device))
+        lora, tensors, below = self._unstacked(lora, tensors) if share else (lora, tensors, None)
+        self.add_role(name, lora, on=below, trainable=trainable, head="zero" if head == "stored" else head,
+                      outputs=outputs, seed=seed)
+        try:
+            self._load_adapter(name, tensors)
+            if head == "stored":
+                self.set_head(name, load_file(folder / HEAD, device=str(self.device))["weight"])
+                self.records[name] = read_record(folder) or self.records[name]
+        except Exception:
+            self.drop_role(name)
+            raise
+
+    def stored_lora(self, folder: Path) -> Lora:
+        """Shape and scale of the adapter in a folder. ModelError where there is none, or one of another base."""
         if not (folder / ADAPTER).is_file() or not (folder / ADAPTER_CONFIG).is_file():
             raise ModelError(f"{folder}: is not an adapter folder: it needs {ADAPTER_CONFIG} and {ADAPTER}")
         record = read_record(folder)
         if record is not None and record.base_digest != self.base.digest:
             raise ModelError(f"{folder}: was trained on base weights {record.base} ({record.base_digest[:12]}), "
                              f"not on {self.base.name} ({self.base.digest[:12]})")
-        if head == "stored" and not (folder / HEAD).is_file():
-            raise ModelError(f"{folder}: has no {HEAD}; a reward role needs its head")
         lora = read_lora(folder, layers=self._layers)
-        tensors = load_file(folder / ADAPTER, device=str(self.device))
-        lora, tensors, below = self._unstacked(lora, tensors) if share else (lora, tensors, None)
-        self.add_role(name, lora, on=below, trainable=trainable, head="zero" if head == "stored" else head,
-                      outputs=outputs, seed=seed)
-        self._load_adapter(name, tensors)
-        if head == "stored":
-            self.set_head(name, load_file(folder / HEAD, device=str(self.device))["weight"])
-            if record is not None:
-                self.records[name] = record
+        everywhere = lora.targets == self._linear_layers
+        return lora.model_copy(update={"targets": "all-linear"}) if everywhere else lora
 
     def _unstacked(self, lora: Lora, tensors: dict[str, Tensor]) -> tuple[Lora, dict[str, Tensor], str | None]:
         """(shape, tensors, what to stack it on) of an adapter: its added part and a frozen role it was stacked on, if

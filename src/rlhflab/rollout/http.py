@@ -3,6 +3,7 @@
 import http.client
 import json
 import math
+import os
 import time
 import urllib.error
 import urllib.request
@@ -24,17 +25,19 @@ TRY_AGAIN = (408, 425, 429)
 
 def http_reward(policy: SharedModel, micro_tokens: int, *, url: str = "", batch: Annotated[int, Field(ge=1)] = 64,
                 timeout: Annotated[float, Field(gt=0)] = 30.0, retries: Annotated[int, Field(ge=0)] = 4,
-                wait: Annotated[float, Field(ge=0)] = 1.0) -> Reward:
+                wait: Annotated[float, Field(ge=0)] = 1.0, token_env: str | None = None) -> Reward:
     """A server at `url` that scores answers posted to it.
 
     It gets `{"answers": [{"messages": [{"role", "content"}, ...], "answer": text}, ...]}`, at most `batch` answers at a
     time, and has to say `{"scores": [number or null, ...]}`, one an answer, within `timeout` seconds. Whatever else
     comes is asked for again, at most `retries` times, after `wait` seconds and each time twice as long; then the run
-    stops. Redirections are refused, so that answers go nowhere but to `url`.
+    stops. Redirections are refused, so that answers go nowhere but to `url`. `token_env` names the environment variable
+    with the token a server asks for (`Authorization: Bearer ...`); the token itself is written nowhere.
     """
     if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
         raise ConfigError(f"reward.url: {url!r} is not an http:// or https:// address")
     opener = urllib.request.build_opener(_NoRedirect)
+    headers = {"Content-Type": "application/json", **({} if token_env is None else _authorization(token_env))}
 
     def score(rollouts: Sequence[Rollout]) -> list[Score]:
         parts = [rollouts[start:start + batch] for start in range(0, len(rollouts), batch)]
@@ -45,7 +48,7 @@ def http_reward(policy: SharedModel, micro_tokens: int, *, url: str = "", batch:
         body = json.dumps({"answers": [
             {"messages": [{"role": m.role, "content": m.content} for m in r.prompt.messages], "answer": r.text}
             for r in rollouts]}).encode()
-        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+        request = urllib.request.Request(url, body, headers)
         problem: Exception | None = None
         for attempt in range(1 + retries):
             if attempt:
@@ -62,6 +65,16 @@ def http_reward(policy: SharedModel, micro_tokens: int, *, url: str = "", batch:
         raise RunError(f"{url}: gave no usable scores in {1 + retries} attempts, the last time: {problem}") from problem
 
     return score
+
+
+def _authorization(variable: str) -> dict[str, str]:
+    """The header with the token in an environment variable. ConfigError says what is wrong, never what it holds."""
+    token = os.environ.get(variable, "").strip()
+    if not token:
+        raise ConfigError(f"reward.token_env: the environment variable {variable} is not set; it has to hold the token")
+    if not (token.isascii() and token.isprintable()):
+        raise ConfigError(f"reward.token_env: the token in {variable} has characters that no header can hold")
+    return {"Authorization": f"Bearer {token}"}
 
 
 def _numbers(body: bytes, n: int) -> list[float | None]:

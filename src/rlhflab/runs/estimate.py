@@ -13,6 +13,7 @@ from rlhflab.data.chat import ChatFormat
 from rlhflab.data.formats import read_pairs
 from rlhflab.model.load import model_folder
 from rlhflab.runs import sources
+from rlhflab.runs.stages import check_choices
 from rlhflab.scenarios import names, scenario
 from rlhflab.train.ppo import has_critic
 from rlhflab.train.preferences import objective
@@ -32,6 +33,7 @@ arXiv:2205.05198, without the attention scores)."""
 
 def describe_run(run: Run) -> dict[str, Any]:
     """The resolved run and an estimate of what it takes, without loading the model."""
+    check_choices(run)
     folder, _ = model_folder(run.model)
     chat = ChatFormat(AutoTokenizer.from_pretrained(folder))
     lengths = [len(tree) for tree in _trees(run, chat)]

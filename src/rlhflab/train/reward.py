@@ -38,7 +38,8 @@ def train_reward(run: RewardRun, model: SharedModel, preferences: Sequence[Prefe
                                        (model.head_parameters(role), run.head_learning_rate)],
                        total=len(schedule), saved=saved)
     weights = bootstrap(preferences, run.heads, seed=run.seed).to(model.device)
-    shelf = filled_shelf(run, model, [each.tree for each in preferences], schedule.past(run.seed, state.done), role=role)
+    shelf = filled_shelf(run, model, [each.tree for each in preferences], schedule.past(run.seed, state.done),
+                         role=role)
     for indices in schedule.order(run.seed, done=state.done):
         step = [preferences[i] for i in indices]
         pairs = sum(len(each.chosen) for each in step)

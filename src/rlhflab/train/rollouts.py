@@ -3,7 +3,6 @@
 No advantage, no pair and no loss here. Axes: s scored tokens of a rollout, n answers.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -117,14 +116,7 @@ def kl_an_answer(logprob: Float[Tensor, " s"], reference: Float[Tensor, " s"], n
 
 def keep_scored(rollouts: Sequence[Rollout],
                 scores: Sequence[Score]) -> tuple[list[Rollout], list[float], int]:
-    """The scored rollouts, their scores, and how many were not scored. RunError where those are too many.
-
-    RunError too where a score is not a finite number: one NaN would spoil every weight.
-    """
-    for rollout, score in zip(rollouts, scores, strict=True):
-        if score.value is not None and not math.isfinite(score.value):
-            raise RunError(f"prompt {rollout.prompt.id}: the reward {score.by} is {score.value} for an answer; a "
-                           "reward is a finite number, or None where nothing can be scored")
+    """The scored rollouts, their scores, and how many were not scored. RunError where those are too many."""
     kept = [(rollout, score.value) for rollout, score in zip(rollouts, scores, strict=True) if score.value is not None]
     unscored = len(rollouts) - len(kept)
     if unscored > MOST_UNSCORED * len(rollouts):

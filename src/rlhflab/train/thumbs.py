@@ -66,18 +66,24 @@ def mismatched_kl(run: DpoRun, model: SharedModel, trees: Sequence[Tree], *, rol
                   reference: str | None) -> float:
     """KTO's estimate of KL(role, reference), nats: the mean log-ratio of answers to another prompt, at least 0.
 
-    Prompt i is read with the answers to prompt i + 1 of the step, cut to `max_length`, without gradient
+    Each prompt is read with the answers to the next other one of the step, cut to `max_length`, without gradient
     (arXiv:2402.01306 section 4.1). A step on one prompt has no other answers and gives 0.
     """
-    if len(trees) < 2:
-        return 0.0
     mismatched = [_cut(Tree(prompt=tree.prompt, answers=other.answers), run.max_length)
-                  for tree, other in zip(trees, [*trees[1:], trees[0]], strict=True)]
+                  for tree, other in zip(trees, next_others(trees), strict=True) if other is not None]
+    if not mismatched:
+        return 0.0
     shelf = Shelf()
     policy, base = (torch.cat(tree_logprobs(model, mismatched, role=each, micro_tokens=run.micro_tokens,
                                             shelf=shelf)).sum()
                     for each in (role, reference))
     return max(0.0, float(policy - base) / sum(len(tree.answers) for tree in mismatched))
+
+
+def next_others(trees: Sequence[Tree]) -> list[Tree | None]:
+    """The next tree, round in a circle, with another prompt. A prompt with many thumbs has more than one tree."""
+    return [next((other for other in (*trees[i + 1:], *trees[:i]) if other.prompt != tree.prompt), None)
+            for i, tree in enumerate(trees)]
 
 
 def _cut(tree: Tree, longest: int) -> Tree:
