@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from rlhflab.config import Run, SftRun
-from rlhflab.core.batch import Tree, micro_batches, pack
+from rlhflab.core.batch import Tree, pack
 from rlhflab.model.shared import SharedModel
 from rlhflab.train.state import Saved, Schedule, Step, TrainState
 
@@ -23,9 +23,12 @@ def train_sft(run: SftRun, model: SharedModel, demonstrations: Sequence[Tree], *
 def imitate(run: Run, model: SharedModel, trees: Sequence[Tree], state: TrainState, *, role: str) -> None:
     """One optimizer step on the answers of `trees`."""
     tokens = sum(tree.scored_tokens for tree in trees)
-    for part in micro_batches([len(tree) for tree in trees], run.micro_tokens):
+
+    def learn(part: list[int]) -> None:
         batch = pack([trees[i] for i in part]).to(model.device)
         scores = model.logprobs(batch, role)
         (-scores.logprob.sum() / tokens).backward()
         state.note({"loss": -scores.logprob, "entropy": scores.entropy})
+
+    state.accumulate([len(tree) for tree in trees], learn, micro_tokens=run.micro_tokens)
     state.optimize()
