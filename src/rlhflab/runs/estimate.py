@@ -14,7 +14,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer
 
 from rlhflab.config import DpoRun, PpoRun, RewardRun, Run, SampledRun, SftRun
-from rlhflab.core.batch import PreferenceTree, TokenAnswer, Tree, micro_batches
+from rlhflab.core.batch import PreferenceTree, ThumbTree, Tree, micro_batches
 from rlhflab.data.chat import ChatFormat
 from rlhflab.data.formats import read_pairs
 from rlhflab.data.types import Prompt
@@ -92,7 +92,7 @@ def describe_run(run: Run) -> dict[str, Any]:
     return {"kind": run.kind, "run": run.model_dump(mode="json"), "estimate": {
         "examples": len(work.items), "optimizer_steps": len(work.steps) * _updates(run),
         "tokens": work.tokens(work.steps), "memory_gb": round((held + memory) / 1e9, 2),
-        "minutes": round(seconds / 60, 2)}}
+        "minutes": round(seconds / 60, 3)}}
 
 
 def within_memory(run: Run, lab: Lab) -> Run:
@@ -126,8 +126,8 @@ def fitted(rehearsal: Rehearsal, work: Work, *, held: float) -> Run:
     budget, fits = run.memory_gb * 1e9, longest
     if (least := peak(longest)) > budget:
         raise ConfigError(f"memory_gb: {run.memory_gb:g} GB is too little: with one example at a time, the longest of "
-                          f"{longest} tokens, this run takes about {least / 1e9:.2f} GB; raise memory_gb to that, lower "
-                          "max_length, or set recompute: true")
+                          f"{longest} tokens, this run takes about {least / 1e9:.2f} GB; raise memory_gb to that, "
+                          "lower max_length, or set recompute: true")
     while fits < whole and peak(min(2 * fits, whole)) <= budget:
         fits = min(2 * fits, whole)
     too_many = min(2 * fits, whole)
@@ -186,7 +186,7 @@ def _seconds(work: Any) -> float:
     return time.perf_counter() - began
 
 
-# -- the data as it will be packed --------------------------------------------------------------------------------------
+# -- the data as it will be packed -------------------------------------------------------------------------------------
 
 
 def work_of(run: Run, chat: ChatFormat) -> Work:
@@ -214,7 +214,8 @@ def _learnt_from(run: Run, chat: ChatFormat) -> tuple[Sequence[Item], Sequence[P
     if run.data in names():
         prompts = scenario(run.data).prompts("rl", run.examples, seed=run.seed)
         trees = [sources.conversation_tree(chat, each) for each in scenario(run.data).demonstrations(run.examples)]
-        return [_stand_in(tree) for tree in trees], prompts
+        on_thumbs = isinstance(run, DpoRun) and objective(run).on_thumbs
+        return [_stand_in(tree, on_thumbs=on_thumbs) for tree in trees], prompts
     if isinstance(run, DpoRun) and objective(run).on_thumbs:
         thumbs = sources.group_by_prompt(sources.thumbs_of_file(run))
         return [sources.thumb_tree(chat, group) for group in thumbs], [group[0].prompt for group in thumbs]
@@ -222,10 +223,12 @@ def _learnt_from(run: Run, chat: ChatFormat) -> tuple[Sequence[Item], Sequence[P
     return [sources.preference_tree(chat, group) for group in pairs], [group[0].prompt for group in pairs]
 
 
-def _stand_in(tree: Tree) -> PreferenceTree:
-    """A pair of answers as long as this one."""
-    return PreferenceTree(tree=Tree(prompt=tree.prompt, answers=tree.answers * SAMPLES), chosen=(0,), rejected=(1,),
-                          strength=(1.0,))
+def _stand_in(tree: Tree, *, on_thumbs: bool) -> PreferenceTree | ThumbTree:
+    """As many answers as are sampled, all as long as this one, two of them judged."""
+    answers = Tree(prompt=tree.prompt, answers=tree.answers * SAMPLES)
+    if on_thumbs:
+        return ThumbTree(tree=answers, judged=(0, 1), good=(True, False))
+    return PreferenceTree(tree=answers, chosen=(0,), rejected=(1,), strength=(1.0,))
 
 
 def _updates(run: Run) -> int:
@@ -233,7 +236,7 @@ def _updates(run: Run) -> int:
     return run.epochs * (run.minibatches if isinstance(run, PpoRun) else 1) if isinstance(run, SampledRun) else 1
 
 
-# -- memory -------------------------------------------------------------------------------------------------------------
+# -- memory --------------------------------------------------------------------------------------------------------
 
 
 def _resident(device: str) -> float:

@@ -199,7 +199,7 @@ LOOPS: Mapping[str, Callable[..., Iterator[float]]] = {
     "sft": _sft, "reward": _reward, "dpo": _dpo, "ppo": _ppo, "best_of_n": _best_of_n, "online_dpo": _online_dpo}
 
 
-# -- memory -------------------------------------------------------------------------------------------------------------
+# -- memory -----------------------------------------------------------------------------------------------------------
 
 
 class LiveBytes(TorchDispatchMode):
