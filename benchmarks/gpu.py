@@ -15,6 +15,8 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -29,6 +31,7 @@ from rlhflab.model.shared import SharedModel
 from rlhflab.model.tiny import SIZES as TINY
 from rlhflab.model.tiny import byte_tokenizer
 from rlhflab.rollout.engine import generate
+from rlhflab.rollout.scoring import tree_logprobs
 from rlhflab.runs.folder import environment
 from rlhflab.train.dpo import train_dpo
 from rlhflab.train.state import Schedule
@@ -58,7 +61,7 @@ WARM = 2
 """Steps that are not timed: kernels are compiled in them."""
 MEAN_ANSWER = 0.5
 """Of the longest, by the share of the vocabulary that ends an answer: random weights draw every token alike."""
-BETA, RATE, SEED = 0.1, 2e-4, 0
+BETA, RATE, SEED = 0.1, 2e-3, 0
 
 
 def main() -> None:
@@ -168,11 +171,14 @@ def our_dpo(size: Size, rows: Sequence[dict[str, str]], device: str, dtype: torc
     model.save_role("policy", folder / "policy")
     run = dpo_run(size)
     trees = [preference_tree(model.tokenizer, row) for row in rows]
+    first = [trees[i].tree for i in next(Schedule.of(run, len(rows)).order(SEED))]
+    chosen = sum(float(each[:len(tree.answers[0].ids)].sum()) for tree, each in zip(first, tree_logprobs(
+        model, first, role="policy", micro_tokens=size.micro_tokens), strict=True)) / size.batch
     seconds, losses = [], []
     for step in train_dpo(run, model, trees, reference="reference"):
         seconds.append(step.seconds)
         losses.append(step.metrics["loss"])
-    return measured(size, seconds, losses)
+    return measured(size, seconds, losses, chosen)
 
 
 def dpo_run(size: Size) -> DpoRun:
@@ -222,15 +228,18 @@ def trl_dpo(size: Size, rows: Sequence[dict[str, str]], device: str, dtype: torc
             save_strategy="no", logging_steps=1, disable_tqdm=True, seed=SEED),
         train_dataset=Dataset.from_list(in_our_order), processing_class=byte_tokenizer(), callbacks=[clock])
     trainer._get_train_sampler = lambda dataset=None: SequentialSampler(trainer.train_dataset)
-    trainer.train()
-    seconds = [after - before for before, after in zip(clock.ends, clock.ends[1:], strict=False)]
-    return measured(size, seconds, [row["loss"] for row in trainer.state.log_history if "loss" in row])
+    with redirect_stdout(sys.stderr):
+        trainer.train()
+    seconds = [after - before for before, after in pairwise(clock.ends)]
+    logged = [{name: float(value) for name, value in row.items()} for row in trainer.state.log_history if "loss" in row]
+    return measured(size, seconds, [row["loss"] for row in logged], logged[0]["logps/chosen"])
 
 
-def measured(size: Size, seconds: Sequence[float], losses: Sequence[float | None]) -> dict[str, Any]:
+def measured(size: Size, seconds: Sequence[float], losses: Sequence[float | None], chosen: float) -> dict[str, Any]:
+    """`chosen`: mean log-prob of the chosen answers of the first step, before it."""
     timed = sorted(seconds[WARM:])
     return {"pairs_per_second": size.batch / timed[len(timed) // 2], "seconds": [round(each, 4) for each in seconds],
-            "losses": losses}
+            "losses": losses, "first_chosen": chosen}
 
 
 def dpo_flops(size: Size, rows: Sequence[dict[str, str]]) -> float:
@@ -255,10 +264,11 @@ def ratios(ours: dict[str, Any], theirs: dict[str, Any], rate: str) -> dict[str,
 
 
 def same_work(ours: dict[str, Any], theirs: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    """Whether both took the same steps: the losses of the first and of the last one."""
+    """Whether both took the same steps: log-probs of the first answers, and the loss of the last step."""
     tolerance = 1e-3 if dtype == torch.float32 else 1e-2
-    checks = {name: {"ours": ours["losses"][i], "peer": theirs["losses"][i], "tolerance": tolerance}
-              for name, i in (("first loss", 0), ("last loss", -1))}
+    read = {"first log-prob of the chosen": lambda side: side["first_chosen"],
+            "last loss": lambda side: side["losses"][-1]}
+    checks = {name: {"ours": of(ours), "peer": of(theirs), "tolerance": tolerance} for name, of in read.items()}
     return {"ok": all(abs(check["ours"] - check["peer"]) <= tolerance * abs(check["peer"])
                       for check in checks.values()), "checks": checks}
 
