@@ -16,7 +16,7 @@ from rlhflab.model.load import random_base
 from rlhflab.model.shared import SharedModel
 from rlhflab.model.tiny import SIZES, byte_tokenizer
 from rlhflab.progress import Progress
-from rlhflab.runs.estimate import Work, fitted
+from rlhflab.runs.estimate import RESIDENT, Work, fitted
 from rlhflab.runs.lab import Lab
 from rlhflab.runs.recipes import recipe
 from rlhflab.runs.rehearsal import LiveBytes, Rehearsal, peak_bytes, step_seconds
@@ -103,7 +103,7 @@ def test_micro_batches_fill_the_budget_and_do_not_pass_it() -> None:
         for tokens in (27, 54, 108)}
     assert peaks[27] < peaks[54] < peaks[108]
     for budget, least, most in ((peaks[54] * 1.01, 54, 81), (peaks[108] * 1.01, 108, 108), (peaks[27] * 1.01, 27, 53)):
-        run = rehearsed.run.model_copy(update={"memory_gb": (1e6 + budget) / 1e9})
+        run = rehearsed.run.model_copy(update={"memory_gb": (1e6 + budget * RESIDENT["cpu"]) / 1e9})
         tight = Rehearsal(run=run, config=rehearsed.config, chat=CHAT, device="cpu")
         assert least <= fitted(tight, WORK, held=1e6).micro_tokens <= most
 
