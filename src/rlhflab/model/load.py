@@ -17,7 +17,13 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from rlhflab.errors import ModelError
 from rlhflab.model.attention import ATTENTION
@@ -81,6 +87,17 @@ def load_base(name: str, *, dtype: torch.dtype, device: str | torch.device = "cp
     if not more:
         model = model.to(device)  # type: ignore[arg-type]
     return Base(model.eval(), tokenizer, label, weights_digest(folder), quantized=bool(more))
+
+
+def random_base(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, *, dtype: torch.dtype,
+                device: str | torch.device = "cpu", seed: int = 0) -> Base:
+    """A base of this shape with random weights, frozen: for measuring, where only the shape matters."""
+    with torch.random.fork_rng(), torch.device(device):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION)
+    _refuse_unsupported(model, "random")
+    model.requires_grad_(False)
+    return Base(model.eval(), tokenizer, "random", digest="random")
 
 
 def model_folder(name: str) -> tuple[Path, str]:

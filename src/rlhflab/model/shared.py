@@ -23,7 +23,7 @@ from rlhflab.core.batch import Batch
 from rlhflab.core.logprobs import TokenScores, token_scores
 from rlhflab.errors import ModelError
 from rlhflab.model.adapters import ADAPTER_CONFIG, lora_of, peft_config, read_lora, scaling
-from rlhflab.model.attention import branch_mask
+from rlhflab.model.attention import visibility
 from rlhflab.model.load import Base, load_base
 from rlhflab.model.roles import (
     RoleSwitch,
@@ -95,7 +95,7 @@ class SharedModel:
     def hidden(self, batch: Batch, role: str | None) -> Float[Tensor, "bt d"]:
         """Last hidden states of the flattened batch, after the final norm. `role` None is the base model."""
         with self.playing(role), self._switch.sharing(batch.trunk):
-            states = self.decoder(input_ids=batch.tokens, attention_mask=branch_mask(batch.branch),
+            states = self.decoder(input_ids=batch.tokens, attention_mask=visibility(batch.branch),
                                   position_ids=batch.position, use_cache=False).last_hidden_state
         flat: Tensor = states.flatten(0, 1)
         return flat

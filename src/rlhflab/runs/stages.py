@@ -224,6 +224,9 @@ def follow(loop: Iterator[Step], lab: Lab, folder: RunFolder, kept: Checkpoints,
         for step in loop:
             folder.append("metrics.jsonl", {"step": step.number, "seconds": round(step.seconds, 3), **step.metrics})
             kept.keep(step.number, step.state, lab.model)
+            if (lowered := step.metrics.get("micro_tokens")) is not None:
+                lab.progress.say(f"Out of memory in step {step.number}: from here on, micro-batches have at most "
+                                 f"{lowered:.0f} tokens.")
             tokens += int(step.metrics.get("tokens") or 0)
             bar.advance(1, **{name: step.metrics.get(name) for name in show})
     return tokens

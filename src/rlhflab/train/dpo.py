@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rlhflab.config import DpoRun, OnlineDpoRun, PairObjective
-from rlhflab.core.batch import Batch, PreferenceTree, Shelf, micro_batches, pair_index
+from rlhflab.core.batch import Batch, PreferenceTree, Shelf, pair_index
 from rlhflab.core.losses import Loss
 from rlhflab.core.preference import PairLoss, add_nll, answer_logprobs, less_tail
 from rlhflab.model.shared import SharedModel
@@ -55,7 +55,8 @@ def learn_pairs(run: DpoRun | OnlineDpoRun, loss_of: PairLoss, model: SharedMode
     a loss that needs none.
     """
     pairs = sum(len(each.chosen) for each in step)
-    for part in micro_batches([len(each.tree) for each in step], run.micro_tokens):
+
+    def learn(part: list[int]) -> None:
         batch = shelf.pack([step[i].tree for i in part], model.device)
         reference_logprob = stored(part, batch) if stored else None
         policy = model.logprobs(batch, role).logprob
@@ -65,6 +66,8 @@ def learn_pairs(run: DpoRun | OnlineDpoRun, loss_of: PairLoss, model: SharedMode
         loss = pair_loss(run, loss_of, policy, reference_logprob, batch, chosen, rejected)
         (loss.each.sum() / pairs).backward()
         state.note(loss.metrics)
+
+    state.accumulate([len(each.tree) for each in step], learn, micro_tokens=run.micro_tokens)
 
 
 def pair_loss(run: PairObjective, loss_of: PairLoss, policy: Float[Tensor, " s"],

@@ -69,9 +69,12 @@ class Reference:
         self._trees = trees
         self._keeps = run.epochs > 1 and self.moving is None
         self._kept: dict[int, Tensor] = {}
+        self._new: dict[int, Tensor] = {}
+        """Of the step under way: if memory runs out, it is read again, in the smaller batches of the policy."""
         for step in past if self._keeps else ():
             for part in micro_batches([len(trees[i]) for i in step], run.micro_tokens):
                 self.logprobs(step, part, shelf.pack([trees[step[i]] for i in part], model.device))
+            self._keep()
 
     def logprobs(self, step: Sequence[int], items: Sequence[int], batch: Batch) -> Float[Tensor, " s"]:
         """Of the scored tokens of `batch`, which holds the trees number `items` of those in `step`."""
@@ -82,14 +85,19 @@ class Reference:
             read = self.model.logprobs(batch, self.role).logprob
         if self._keeps:
             sizes = [self._trees[place].scored_tokens for place in places]
-            self._kept.update(zip(places, read.cpu().split(sizes), strict=True))
+            self._new.update(zip(places, read.cpu().split(sizes), strict=True))
         return read
 
     def follow(self, policy: str, *, number: int) -> None:
-        """Move towards `policy` if that is due after optimizer step `number`."""
+        """Optimizer step `number` is done: keep what it read, and move towards `policy` if that is due."""
+        self._keep()
         if self.moving is not None and number % self.moving.every == 0:
             assert self.role is not None, "the base does not move"
             self.model.move_role(self.role, towards=policy, mix=self.moving.mix)
+
+    def _keep(self) -> None:
+        self._kept.update(self._new)
+        self._new.clear()
 
 
 def measured_kl(run: DpoRun, model: SharedModel, probe: Probe | None, state: TrainState, *, role: str,

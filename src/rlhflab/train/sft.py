@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from rlhflab.config import Run, SftRun
-from rlhflab.core.batch import Shelf, Tree, micro_batches
+from rlhflab.core.batch import Shelf, Tree
 from rlhflab.model.shared import SharedModel
 from rlhflab.rollout.scoring import filled_shelf
 from rlhflab.train.state import Saved, Schedule, Step, TrainState
@@ -27,9 +27,12 @@ def imitate(run: Run, model: SharedModel, trees: Sequence[Tree], state: TrainSta
     """One optimizer step on the answers of `trees`."""
     shelf = shelf or Shelf(room=0)
     tokens = sum(tree.scored_tokens for tree in trees)
-    for part in micro_batches([len(tree) for tree in trees], run.micro_tokens):
+
+    def learn(part: list[int]) -> None:
         batch = shelf.pack([trees[i] for i in part], model.device)
         scores = model.logprobs(batch, role)
         (-scores.logprob.sum() / tokens).backward()
         state.note({"loss": -scores.logprob, "entropy": scores.entropy})
+
+    state.accumulate([len(tree) for tree in trees], learn, micro_tokens=run.micro_tokens)
     state.optimize()
