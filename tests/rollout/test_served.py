@@ -189,7 +189,12 @@ def test_a_server_that_is_too_slow_stops_the_run(llama: SharedModel, server: Ser
     moved_role(llama, "policy")
     slow = make_engine(Choice(name="openai", url=server.url, retries=1, wait=0.0, timeout=0.05),
                        llama)
-    server.broken = lambda path, content: time.sleep(0.3)
+
+    def late(path: str, content: dict[str, Any]) -> dict[str, Any]:
+        time.sleep(0.3)
+        return {"message": "Success"}
+
+    server.broken = late
     with pytest.raises(RunError, match=r"load_lora_adapter: gave no usable answer in 2 attempts.*timed out"):
         slow(PROMPTS, **OPTIONS)
 

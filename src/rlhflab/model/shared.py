@@ -131,7 +131,7 @@ class SharedModel:
         `fold` adds its adapter to a scratch copy of the weights, unless it is stacked or the base is in 4 bits.
         """
         with torch.inference_mode(), self.playing(role), self._switch.frozen(), folded(
-                self.base.model, self._switch.adapters if fold and not self.base.quantized else ()):
+                self.decoder, self._switch.adapters if fold and not self.base.quantized else ()):
             yield
 
     def playing(self, role: str | None) -> AbstractContextManager[None]:

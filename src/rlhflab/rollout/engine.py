@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
 from rlhflab.model.decoding import Slots, attending
+from rlhflab.model.folded import product
 from rlhflab.model.shared import SharedModel
 from rlhflab.rollout.draw import draw as draw
 from rlhflab.rollout.draw import most_likely as most_likely
@@ -117,6 +118,7 @@ class _Writer:
                  advance: Callable[[int], None]) -> None:
         self.model, self.prompts, self.temperature, self.advance = model, prompts, temperature, advance
         self.stop_ids = frozenset(stop_ids)
+        self.unembed = product(model.unembedding)
         # The longest first: similar ones are read together, and the cache that a step reads gets shorter.
         self.waiting = deque(sorted(answers, key=lambda answer: -len(prompts[answer.prompt])))
         self.ready: _Prefilled | None = None
@@ -187,7 +189,7 @@ class _Writer:
         """The next token of every live answer."""
         live = len(self.live)
         rows = _up(live, self.steps[0], self.rows)
-        logits = torch.nn.functional.linear(self.hidden[:rows], self.model.unembedding).float()
+        logits = self.unembed(self.hidden[:rows]).float()
         uniform = torch.zeros(rows)
         uniform[:live] = torch.tensor([answer.uniform[len(answer.tokens)] for answer in self.live])
         token, logprob = draw(logits, uniform.to(logits.device), temperature=self.temperature)
