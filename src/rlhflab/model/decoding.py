@@ -27,9 +27,9 @@ class Slots(Cache):
     """
 
     def __init__(self, like: Cache, *, slots: int, columns: int) -> None:
-        first = like.layers[0].keys
-        assert first is not None
-        layers, (_, heads, _, width) = len(like.layers), first.shape
+        read: list[Any] = like.layers
+        first: Tensor = read[0].keys
+        layers, (_, heads, _, width) = len(read), first.shape
         # Zeros: what is never written is masked, but 0 x NaN would still be NaN.
         self.keys: Float[Tensor, "l r g k c"] = first.new_zeros(layers, slots, heads, width, columns)
         self.values: Float[Tensor, "l r g c k"] = first.new_zeros(layers, slots, heads, columns, width)
@@ -39,8 +39,8 @@ class Slots(Cache):
     def branch(self, prompts: Cache, chosen: Int[Tensor, " n"], *, at: int) -> None:
         """Copy the chosen prompts of a prefill into the slots from `at` on."""
         end = at + len(chosen)
+        layer: Any
         for keys, values, layer in zip(self.keys, self.values, prompts.layers, strict=True):
-            assert layer.keys is not None and layer.values is not None
             columns = min(layer.keys.shape[2], values.shape[2])
             keys[at:end, :, :, :columns] = layer.keys[chosen, :, :columns].transpose(2, 3)
             values[at:end, :, :columns] = layer.values[chosen, :, :columns]

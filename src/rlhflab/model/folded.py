@@ -50,7 +50,7 @@ def product(weight: Tensor, bias: Tensor | None = None) -> Callable[[Tensor], Te
     if not packs(weight):
         return partial(nn.functional.linear, weight=weight, bias=bias)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
-    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")  # type: ignore[no-any-return]
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
 
 
 def packs(weight: Tensor) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -57,13 +57,14 @@ def generate_batch(model: SharedModel, prompts: Sequence[Sequence[int]], *, role
     """The answers of `generate`, written by transformers; those drawn alike and of one limit in one batch."""
     wanted = [(i, seed, limit) for i, each in enumerate(with_limits(seeds, max_new_tokens)) for seed, limit in each]
     written: dict[int, Generation] = {}
+    base: Any = model.base.model
     with model.writing(role, fold=fold), attending(model.decoder, "sdpa"), torch.random.fork_rng():
         for greedy, limit in dict.fromkeys((seed is None, limit) for _, seed, limit in wanted):
             batch = [k for k, (_, seed, most) in enumerate(wanted) if (seed is None, most) == (greedy, limit)]
             settings = GenerationConfig(
                 do_sample=not greedy, temperature=None if greedy else temperature, top_k=0, top_p=1.0,
                 max_new_tokens=limit, eos_token_id=sorted(set(stop_ids)) or None, pad_token_id=0)
-            results = model.base.model.generate_batch(
+            results = base.generate_batch(
                 [list(prompts[wanted[k][0]]) for k in batch], settings,
                 ContinuousBatchingConfig(return_logprobs=True, seed=(wanted[batch[0]][1] or 0) % 2**32))
             for k, result in zip(batch, results.values(), strict=True):
