@@ -1,6 +1,6 @@
 """Tokens a second of writing answers of unequal length, ours beside `transformers.generate`. Prints one JSON object.
 
-    python benchmarks/decoding.py [--rows 64] [--answers 192] [--only ours|unfolded|transformers]
+    python benchmarks/decoding.py [--rows 64] [--answers 192] [--only ours|folded|transformers]
 
 Prompts of 64 tokens with 4 answers each, of 16 to 128 new tokens. Both sides write
 the same number of tokens for the same answer; ours in one call of `--answers` answers, transformers in batches of
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--answers", type=int, default=192)
     parser.add_argument("--repetitions", type=int, default=2)
-    parser.add_argument("--only", choices=["ours", "unfolded", "transformers"])
+    parser.add_argument("--only", choices=["ours", "folded", "transformers"])
     options = parser.parse_args()
     model = SharedModel.load(options.model, dtype=options.dtype)
     model.add_role("policy", Lora())
@@ -44,8 +44,8 @@ def main() -> None:
                for _ in range(options.answers // SAMPLES)]
     limits = [[draws.randint(SHORTEST, LONGEST) for _ in range(SAMPLES)] for _ in prompts]
     parts: dict[str, Callable[[int], object]] = {
-        "ours": lambda most: ours(model, prompts, limits, options.rows, most, fold=True),
-        "unfolded": lambda most: ours(model, prompts, limits, options.rows, most, fold=False),
+        "ours": lambda most: ours(model, prompts, limits, options.rows, most, fold=False),
+        "folded": lambda most: ours(model, prompts, limits, options.rows, most, fold=True),
         "transformers": lambda most: theirs(model, prompts, limits, options.rows, most)}
     results = {name: rates(work, sum(map(sum, limits)), options.repetitions)
                for name, work in parts.items() if options.only in (None, name)}

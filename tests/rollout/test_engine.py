@@ -127,6 +127,12 @@ def test_a_folded_adapter_writes_the_same_and_leaves_the_base_alone(lora: Lora, 
     assert all(torch.equal(tensor, before[name]) for name, tensor in tiny.base.model.state_dict().items())
 
 
+def test_only_an_fp32_base_is_folded_unless_asked_for(llama: SharedModel) -> None:
+    half = SharedModel.load("tiny-llama", dtype="bfloat16", device="cpu")
+    assert engine.folds(llama, None) and not engine.folds(half, None)
+    assert engine.folds(half, True) and not engine.folds(llama, False)
+
+
 def test_a_stack_is_not_folded(llama: SharedModel) -> None:
     moved_role(llama, "below")
     llama.add_role("policy", Lora(rank=2), on="below")

@@ -13,7 +13,7 @@ from rlhflab.config import Choice
 from rlhflab.errors import ConfigError, RunError
 from rlhflab.model.decoding import attending
 from rlhflab.model.shared import SharedModel
-from rlhflab.rollout.engine import ROWS, Engine, Generation, generate, with_limits
+from rlhflab.rollout.engine import ROWS, Engine, Generation, folds, generate, with_limits
 from rlhflab.rollout.served import openai_engine
 
 engine: Catalog[Callable[..., Engine]] = Catalog("engine")
@@ -29,17 +29,17 @@ def make_engine(choice: Choice, policy: SharedModel) -> Engine:
 
 
 @engine("torch")
-def torch_engine(policy: SharedModel, *, rows: Annotated[int, Field(ge=1)] = ROWS, fold: bool = True) -> Engine:
+def torch_engine(policy: SharedModel, *, rows: Annotated[int, Field(ge=1)] = ROWS, fold: bool | None = None) -> Engine:
     """Our own: continuous batching, prompts read once for all their answers, each answer drawn by its own seed.
 
-    At most `rows` answers are written at one time. `fold` adds the adapter to a copy of the weights first, where that
-    is exact.
+    At most `rows` answers are written at one time. `fold` adds the adapter to a copy of the weights first: faster, and
+    where absent only done under an fp32 base, since in bf16 it moves the log-probs by more than a run allows.
     """
     return partial(generate, policy, rows=rows, fold=fold)
 
 
 @engine("transformers", needs=("a GPU",), source="transformers, generation/continuous_batching")
-def transformers_engine(policy: SharedModel, *, fold: bool = True) -> Engine:
+def transformers_engine(policy: SharedModel, *, fold: bool | None = None) -> Engine:
     """The continuous batching of transformers, with its paged cache.
 
     Draws come from one generator for all answers, seeded by the first answer's seed: they depend on the batch.
@@ -52,13 +52,13 @@ def transformers_engine(policy: SharedModel, *, fold: bool = True) -> Engine:
 
 def generate_batch(model: SharedModel, prompts: Sequence[Sequence[int]], *, role: str | None,
                    seeds: Sequence[Sequence[int | None]], max_new_tokens: int | Sequence[Sequence[int]],
-                   stop_ids: Sequence[int], temperature: float = 1.0, fold: bool = True,
+                   stop_ids: Sequence[int], temperature: float = 1.0, fold: bool | None = None,
                    advance: Callable[[int], None] = lambda answers: None) -> list[list[Generation]]:
     """The answers of `generate`, written by transformers; those drawn alike and of one limit in one batch."""
     wanted = [(i, seed, limit) for i, each in enumerate(with_limits(seeds, max_new_tokens)) for seed, limit in each]
     written: dict[int, Generation] = {}
     base: Any = model.base.model
-    with model.writing(role, fold=fold), attending(model.decoder, "sdpa"), torch.random.fork_rng():
+    with model.writing(role, fold=folds(model, fold)), attending(model.decoder, "sdpa"), torch.random.fork_rng():
         for greedy, limit in dict.fromkeys((seed is None, limit) for _, seed, limit in wanted):
             batch = [k for k, (_, seed, most) in enumerate(wanted) if (seed is None, most) == (greedy, limit)]
             settings = GenerationConfig(
