@@ -59,9 +59,9 @@ def generate(model: SharedModel, prompts: Sequence[Sequence[int]], *, role: str 
 
     The seed None takes the most likely token every time. An answer ends at the first of `stop_ids` or at
     `max_new_tokens`, one number or, in the shape of `seeds`, one an answer. At most `rows` are written at one time.
-    `fold` adds the role's adapter to a copy of the weights first; by default under an fp32 base, see `folds`. `static` writes all rows and
-    columns every step, so that a GPU can replay the step as one graph; by default where there is a GPU. `advance` is
-    told how many answers were finished.
+    `fold` adds the role's adapter to a copy of the weights first; by default under an fp32 base, see `folds`. `static`
+    writes all rows and columns every step, so that a GPU can replay the step as one graph; by default where there is a
+    GPU. `advance` is told how many answers were finished.
     """
     wanted = [[_Answer(i, seed, limit) for seed, limit in each]
               for i, each in enumerate(with_limits(seeds, max_new_tokens))]
