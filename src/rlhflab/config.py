@@ -249,6 +249,8 @@ class SampledRun(Run):
     """Scores beyond plus or minus this are cut to it, before the end rule."""
     temperature: float = Field(1.0, gt=0)
     max_new_tokens: int = Field(40, ge=1)
+    engine: Choice = Choice(name="torch")
+    """What writes the answers: a name of `rlhflab list engines`."""
     top_k: int = 0
     """Must be 0: log-probs are those of the whole distribution that was sampled from, so nothing may be cut off."""
     top_p: float = 1.0

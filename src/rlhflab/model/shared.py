@@ -24,6 +24,7 @@ from rlhflab.core.logprobs import TokenScores, token_scores
 from rlhflab.errors import ModelError
 from rlhflab.model.adapters import ADAPTER_CONFIG, lora_of, peft_config, read_lora, scaling
 from rlhflab.model.attention import visibility
+from rlhflab.model.folded import folded
 from rlhflab.model.load import Base, load_base
 from rlhflab.model.roles import (
     RoleSwitch,
@@ -125,9 +126,13 @@ class SharedModel:
         return read
 
     @contextmanager
-    def writing(self, role: str | None) -> Iterator[None]:
-        """Context for the rollout engine, which drives the decoder itself: `role` plays and nothing trains."""
-        with torch.inference_mode(), self.playing(role), self._switch.frozen():
+    def writing(self, role: str | None, *, fold: bool = False) -> Iterator[None]:
+        """Context for the rollout engine, which drives the decoder itself: `role` plays and nothing trains.
+
+        `fold` adds its adapter to a scratch copy of the weights, unless it is stacked or the base is in 4 bits.
+        """
+        with torch.inference_mode(), self.playing(role), self._switch.frozen(), folded(
+                self.decoder, self._switch.adapters if fold and not self.base.quantized else ()):
             yield
 
     def playing(self, role: str | None) -> AbstractContextManager[None]:

@@ -17,6 +17,7 @@ from rlhflab.data.chat import ChatFormat
 from rlhflab.data.types import Prompt, Rollout, Score
 from rlhflab.errors import RunError
 from rlhflab.model.shared import SharedModel
+from rlhflab.rollout.engines import make_engine
 from rlhflab.rollout.rewards import Reward
 from rlhflab.rollout.sampling import rollout_trees, sample
 from rlhflab.rollout.scoring import tree_logprobs
@@ -69,10 +70,11 @@ def sample_rollouts(run: SampledRun, model: SharedModel, prompts: Sequence[Promp
     state.carry("constant_rewards", constant)
     for name, each in getattr(reward, "carried", {}).items():
         state.carry(f"reward.{name}", each)
+    engine = make_engine(run.engine, model)
     schedule = Schedule(items=len(prompts), batch=run.batch, epochs=run.steps, steps=run.steps)
     for number, indices in enumerate(schedule.order(run.seed, done=state.done), start=state.done):
         rollouts = sample(model, chat, [prompts[i] for i in indices], role=role, samples=run.samples,
-                          max_new_tokens=run.max_new_tokens, temperature=run.temperature,
+                          max_new_tokens=run.max_new_tokens, temperature=run.temperature, engine=engine,
                           seed=run.seed * 1_000_003 + number)
         scored = reward(rollouts)
         seen = observe(rollouts, scored)
