@@ -12,6 +12,9 @@ import pytest
 from rlhflab.cli import main
 from rlhflab.errors import ModelError
 
+MOST_MODULES = 600
+"""Modules that help may load: about 330 today, and torch alone brings more than a thousand."""
+
 
 @pytest.fixture
 def stand_in(monkeypatch):
@@ -41,14 +44,12 @@ def failure(capsys, *arguments):
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["list", "ppo"]])
-def test_help_takes_less_than_a_second_and_loads_no_torch(arguments):
-    code = ("import sys, time; start = time.perf_counter(); from rlhflab.cli import main; "
-            f"main({arguments}); print(time.perf_counter() - start, 'torch' in sys.modules, 'numpy' in sys.modules)")
-    # The quickest of three: another program on the machine may delay one.
-    last_lines = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-                  .stdout.splitlines()[-1].split() for _ in range(3)]
-    assert min(float(line[0]) for line in last_lines) < 1
-    assert last_lines[0][1:] == ["False", "False"]
+def test_help_is_quick_because_it_loads_little(arguments):
+    code = f"import sys; from rlhflab.cli import main; main({arguments}); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert not loaded & {"torch", "numpy", "scipy", "transformers", "peft", "plotly", "jinja2", "psutil"}
+    assert len(loaded) < MOST_MODULES, "a time would depend on the machine and on what else it does"
 
 
 def test_the_module_and_the_command_are_one():

@@ -88,7 +88,10 @@ class Run(Settings):
     start: str | None = None
     """Adapter folder the trained role starts as a copy of, in that adapter's shape; the base where absent."""
     stack: bool = False
-    """Keep `start` frozen and train a fresh adapter, as `lora` says, on top of it. What is saved is the two as one."""
+    """Keep `start` frozen and train a fresh adapter, as `lora` says, on top of it. What is saved is the two as one.
+
+    Without `start` the fresh adapter is on the base, as it would be anyway.
+    """
     data: str = "helpdesk"
     """A JSONL file, or the name of a scenario that makes its own data."""
     gold: str | None = None
@@ -113,17 +116,17 @@ class Run(Settings):
     """Longest prompt plus answer, tokens."""
     overlong: Literal["error", "drop"] = "error"
     """What happens to a row over `max_length`: an error that names it, or dropped and counted."""
-    micro_tokens: int = Field(2048, ge=1)
+    micro_tokens: int = Field(512, ge=1)
     """Tokens (with padding) in one forward pass; bounds memory, changes no result."""
+    memory_gb: float | None = Field(None, gt=0)
+    """Memory of the whole process (on a GPU, of its tensors), GB; `micro_tokens` is then derived from it at start."""
     checkpoint_every: int = Field(10, ge=0)
     """Steps between two checkpoints, from which a stopped run goes on; 0 for none."""
     recompute: bool = False
     """Drop activations and recompute them in the backward pass: less memory, about a third more time."""
 
     @model_validator(mode="after")
-    def _stack_on_something(self) -> "Run":
-        if self.stack and self.start is None:
-            raise ValueError("stack: true needs start, the adapter folder to stack a new one on")
+    def _stack_of_sums(self) -> "Run":
         if self.stack and self.lora.dora:
             raise ValueError("stack: true and lora.dora: true exclude each other, since a DoRA layer is not a sum")
         return self
@@ -246,6 +249,8 @@ class SampledRun(Run):
     """Scores beyond plus or minus this are cut to it, before the end rule."""
     temperature: float = Field(1.0, gt=0)
     max_new_tokens: int = Field(40, ge=1)
+    engine: Choice = Choice(name="torch")
+    """What writes the answers: a name of `rlhflab list engines`."""
     top_k: int = 0
     """Must be 0: log-probs are those of the whole distribution that was sampled from, so nothing may be cut off."""
     top_p: float = 1.0

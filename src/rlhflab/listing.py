@@ -22,6 +22,7 @@ CATALOGUES: Mapping[str, str | None] = {
     "formats": None,
     "verifiers": "rlhflab.rollout.verifiers:verifier",
     "shapings": "rlhflab.rollout.shaping:reward_shaping",
+    "engines": "rlhflab.rollout.engines:engine",
     "suites": None,
     "presets": "rlhflab.presets:preset",
 }

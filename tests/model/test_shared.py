@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from conftest import TREES, moved_role
@@ -14,7 +15,7 @@ from rlhflab.config import Lora
 from rlhflab.core.batch import TokenAnswer, Tree, pack
 from rlhflab.errors import ModelError
 from rlhflab.model.load import model_folder
-from rlhflab.model.shared import HEAD, RECORD, SharedModel
+from rlhflab.model.shared import ADAPTER, HEAD, RECORD, SharedModel
 from slow_twins import plain_logprobs, plain_scores
 
 Gradients = Callable[[SharedModel, str], list[torch.Tensor]]
@@ -184,3 +185,16 @@ def test_two_savings_of_a_role_are_equal_byte_for_byte(llama: SharedModel, tmp_p
         llama.save_role("policy", tmp_path / name)
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+def test_a_role_that_cannot_be_loaded_leaves_nothing_behind(llama: SharedModel, tmp_path: Path) -> None:
+    moved_role(llama, "reward", head="random")
+    llama.save_role("reward", tmp_path / "reward")
+    whole = load_file(tmp_path / "reward" / ADAPTER)
+    save_file(dict(list(whole.items())[1:]), tmp_path / "reward" / ADAPTER)
+    with pytest.raises(ModelError, match=r"role again: tensor .* is missing from its file"):
+        llama.load_role("again", tmp_path / "reward", head="stored")
+    assert list(llama.records) == ["reward"]
+    save_file(whole, tmp_path / "reward" / ADAPTER)
+    llama.load_role("again", tmp_path / "reward", head="stored")
+    assert torch.equal(llama.score(pack(TREES), "again"), llama.score(pack(TREES), "reward"))

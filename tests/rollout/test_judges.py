@@ -105,3 +105,11 @@ def test_a_random_model_talks_nonsense_and_scores_nothing(llama: SharedModel, tm
         scores = reward([answered("a"), answered("bb")])
         assert all(score.value is None and "neither A nor B" in score.reason for score in scores)
     assert scores[0].by == "judge:tiny-qwen"
+
+
+def test_a_comparison_that_the_judge_cannot_read_whole_is_not_asked(llama: SharedModel) -> None:
+    reward = make_reward([RewardSource(name="judge")], llama, micro_tokens=64)
+    scores = reward([answered("a"), answered("b" * llama.context), answered("c", OTHER), answered("dd", OTHER)])
+    too_long = "the conversation with both answers is longer than the judge's context"
+    assert [(score.value, score.reason) for score in scores[:2]] == [(None, too_long)] * 2
+    assert all("neither A nor B" in score.reason for score in scores[2:])

@@ -132,3 +132,21 @@ def test_policy_and_reward_model_may_have_other_architectures_and_tokenizers(
         assert value == pytest.approx(float(other.score(alone, "reward").detach()), abs=1e-4)
     assert abs(got[1] - got[2]) > 1e-3, "an answer that was cut off has no end of turn"
     assert "reward" not in llama.records, "it is another model, beside the policy's"
+
+
+def test_what_another_reward_model_cannot_read_whole_is_unscored(llama: SharedModel, tmp_path: Path) -> None:
+    other = SharedModel.load("tiny-qwen", dtype="float32", device="cpu")
+    moved_role(other, "reward", head="random")
+    other.save_role("reward", tmp_path / "reward")
+    prompt, chat = Prompt(id="p", messages=(Message(role="user", content="Hi"),)), ChatFormat(other.tokenizer)
+    rollouts = [Rollout(prompt=prompt, prompt_ids=(1,), token_ids=(5, 2), logprobs=(0.0, 0.0), text=text, finish="stop",
+                        seed=0) for text in ("yes", "x" * other.context, "no")]
+    reward = make_reward([RewardSource(name="role", path=str(tmp_path / "reward"), model="tiny-qwen")], llama,
+                         micro_tokens=64)
+    first, second, third = reward(rollouts)
+    length, most = len(chat.prompt(prompt)) + other.context + 1, other.context
+    assert second.value is None
+    assert second.reason == f"prompt and answer have {length} tokens, and the reward model reads {most} at most"
+    assert [first.value, third.value] == [score.value for score in reward([rollouts[0], rollouts[2]])]
+    assert first.value is not None and first.value != third.value
+    assert reward(rollouts[1:2])[0].value is None, "and where nothing fits"

@@ -1,6 +1,7 @@
 """What every run finds out about itself, and runs that stack a new adapter on a frozen one."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,16 @@ from transformers import AutoModelForCausalLM
 
 from conftest import TREES, moved_role
 from rlhflab.cli import main
-from rlhflab.core.batch import Tree, pack
+from rlhflab.config import make_run
+from rlhflab.core.batch import Batch, Tree, pack
+from rlhflab.errors import RunError
 from rlhflab.model.load import model_folder
 from rlhflab.model.shared import SharedModel
+from rlhflab.progress import Progress
 from rlhflab.rollout.scoring import tree_logprobs
 from rlhflab.runs import sources
+from rlhflab.runs.lab import Lab
+from rlhflab.runs.probes import scores_by_batch
 from rlhflab.runs.recipes import recipe
 from rlhflab.train.checkpoint import Checkpoints
 
@@ -39,9 +45,12 @@ def summary_of(run: Path) -> dict[str, Any]:
     return summary
 
 
-def start_folder(folder: Path, **options: Any) -> Path:
+def start_folder(folder: Path, *, scale: float = 1.0) -> Path:
     model = SharedModel.load("tiny-llama", dtype="float32", device="cpu")
     moved_role(model, "policy", seed=5)
+    with torch.no_grad():
+        for parameter in model.parameters("policy"):
+            parameter.mul_(scale)
     model.save_role("policy", folder)
     return folder
 
@@ -130,8 +139,19 @@ def test_a_stacked_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path,
     assert summary_of(whole) == summary_of(stopped)
 
 
+def test_in_bf16_what_a_stack_is_saved_as_is_held_to_the_bit_and_its_rounding_is_only_reported(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    start = ["--dtype", "bfloat16", "--stack", "true", "--start", str(start_folder(tmp_path / "start", scale=3.0))]
+    assert main(command("sft", tmp_path, tmp_path / "run", *start)) == 0
+    assert summary_of(tmp_path / "run")["probes"]["reread"]["policy"] > 0.1
+    adapter = SharedModel.adapter
+    monkeypatch.setattr(SharedModel, "adapter", lambda self, role: {
+        key: tensor + 0.01 * ("as-one" in role) for key, tensor in adapter(self, role).items()})  # not saved as it is
+    assert main(command("sft", tmp_path, tmp_path / "wrong", *start)) == 2
+    assert "roles/policy: loaded again, this role reads the same answers otherwise" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("flags", "sentence"), [
-    (["--stack", "true"], "stack: true needs start"),
     (["--stack", "true", "--start", "x", "--lora.dora", "true"], "stack: true and lora.dora: true exclude each other"),
     (["--lora.last_layers", "1", "--lora.targets", "q.*"], "last_layers needs targets as a list of names"),
     (["--lora.last_layers", "3"], "lora.last_layers: 3 blocks are asked for, and tiny-llama has 2"),
@@ -146,10 +166,6 @@ def test_what_an_adapter_cannot_be_is_one_sentence(flags: list[str], sentence: s
 
 
 def test_the_reference_of_a_stacked_run_is_its_start(tmp_path: Path) -> None:
-    from rlhflab.config import make_run
-    from rlhflab.progress import Progress
-    from rlhflab.runs.lab import Lab
-
     start = start_folder(tmp_path / "start")
     lab = Lab.load("tiny-llama", dtype="float32", device="cpu", progress=Progress())
     run = make_run("dpo", {"model": "tiny-llama", "start": str(start), "stack": True, "lora": {"rank": 2}})
@@ -161,3 +177,24 @@ def test_the_reference_of_a_stacked_run_is_its_start(tmp_path: Path) -> None:
     assert torch.equal(read[0], read[2]) and torch.equal(read[1], read[2])
     lab.drop_roles()
     assert not lab.model.records
+
+
+@pytest.mark.parametrize("stds", [(2.0, 6.0), ()])
+def test_rounding_is_held_against_the_spread_of_an_ensembles_own_members(
+        stds: tuple[float, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = Lab.load("tiny-llama", dtype="bfloat16", device="cpu", progress=Progress())
+    moved_role(lab.model, "reward")
+    lab.model.set_head("reward", torch.randn(2, lab.model.width, generator=torch.Generator().manual_seed(0)))
+    lab.model.records["reward"] = replace(lab.model.records["reward"], score_std=0.5, member_stds=stds)
+    read = lab.model.outputs
+    wrong = torch.tensor([0.0, 0.12])  # of one member alone; each answer's score moves from batch to batch
+
+    def unsteady(batch: Batch, role: str) -> torch.Tensor:
+        return read(batch, role).detach() * 0 + (len(batch.tokens) > 1) * wrong
+
+    monkeypatch.setattr(lab.model, "outputs", unsteady)
+    if stds:  # in the mean .06, where the limit is .1 x 4
+        assert scores_by_batch(lab, TREES, role="reward")["batch_gap_mean"] == pytest.approx(0.06)
+    else:  # .1 x .5
+        with pytest.raises(RunError, match=r"batch_gap_mean 0\.06, limit 0\.05"):
+            scores_by_batch(lab, TREES, role="reward")

@@ -1,12 +1,10 @@
 """A run that is killed goes on from its last checkpoint and ends with the same bits."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -49,18 +47,28 @@ def outcome(run: Path) -> dict[str, Any]:
             "samples": samples.read_text() if samples.exists() else None}
 
 
-def kill_after(arguments: list[str], run: Path, *, steps: int) -> None:
-    """Start the command in a process of its own and kill it when it has written `steps` steps down."""
-    process = subprocess.Popen([sys.executable, "-m", "rlhflab", *arguments], stderr=subprocess.DEVNULL,
-                               stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    deadline = time.monotonic() + 120
-    metrics = run / "metrics.jsonl"
-    while process.poll() is None and time.monotonic() < deadline:
-        if metrics.exists() and metrics.read_bytes().count(b"\n") >= steps:
-            process.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.002)
-    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+MORTAL = """
+import os, signal, sys
+from rlhflab.cli import main
+from rlhflab.runs.folder import RunFolder
+
+append = RunFolder.append
+
+def append_and_die(self, name, row):
+    append(self, name, row)
+    if name == "metrics.jsonl" and row["step"] == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+RunFolder.append = append_and_die
+main(sys.argv[2:])
+"""
+"""A command that is killed, as by kill -9, once it has written so many steps down, however quick the machine is."""
+
+
+def kill_after(arguments: list[str], *, steps: int) -> None:
+    """Run the command in a process of its own that is killed when it has written `steps` steps down."""
+    done = subprocess.run([sys.executable, "-c", MORTAL, str(steps), *arguments], capture_output=True)
+    assert done.returncode == -signal.SIGKILL, "it ended before it could be killed"
 
 
 @pytest.mark.parametrize(("kind", "steps"), [("dpo", 1), ("dpo", 5), ("reward", 3), ("ppo", 4)])
@@ -69,7 +77,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(kind: str, steps: int, tmp_path: 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert subprocess.run([sys.executable, "-m", "rlhflab", *command(kind, tmp_path, whole)]).returncode == 0
-    kill_after(command(kind, tmp_path, killed), killed, steps=steps)
+    kill_after(command(kind, tmp_path, killed), steps=steps)
     assert subprocess.run([sys.executable, "-m", "rlhflab", "train", "--resume", str(killed)]).returncode == 0
     assert outcome(killed) == outcome(whole)
 

@@ -118,6 +118,43 @@ def test_ppo_refuses_what_would_break_its_ratio_or_its_reward(
     assert sentence in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("flags", "sentence"), [
+    (["--advantage.name", "rloo", "--samples", "1"], "samples: is 1, but advantage rloo compares the answers"),
+    (["--advantage.name", "grpo", "--samples", "1"], "samples: is 1, but advantage grpo compares the answers"),
+    (["--advantage.baseline", "prompt", "--samples", "1"], "samples: is 1, but advantage gae compares the answers"),
+    (["--advantage.name", "glae"], "advantage: no advantage estimator is called 'glae'"),
+    (["--policy_loss.clip", "-1"], "policy_loss.clip"),
+    (["--advantage.name", "rloo", "--critic_warmup", "1"], "critic_warmup: advantage rloo has no critic"),
+    (["--reward", '[{"name": "nope"}]'], "reward.0: no reward source is called 'nope'"),
+])
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_settings_that_cannot_work_are_refused_before_the_model_is_loaded(
+        flags: list[str], sentence: str, more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "ppo", str(recipe("ppo")), *SMALL, *flags, *more, "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and "Loading" not in error and not (tmp_path / "run").exists()
+
+
+def test_a_copy_of_an_adapter_keeps_its_shape_and_another_one_is_refused(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = ["train", "sft", str(recipe("sft")), *SMALL]
+    shape = ["--lora.rank", "3", "--lora.alpha", "9", "--lora.last_layers", "1"]
+    assert main([*train, *shape, "--out", str(tmp_path / "first")]) == 0
+    start = ["--start", str(tmp_path / "first/roles/policy")]
+    for flags, sentence in ((["--lora.rank", "8"], "lora.rank: is 8, but the run starts from a copy of"),
+                            (["--lora.dora", "true"], "where it is False; leave lora.dora out, or train a fresh"),
+                            (["--lora.targets", "[up_proj, q_proj]"], "lora.targets: is ['q_proj', 'up_proj']")):
+        assert main([*train, *start, *flags, "--out", str(tmp_path / "refused" / flags[0])]) == 2
+        assert sentence in capsys.readouterr().err and not (tmp_path / "refused").exists()
+    same = ["--lora.rank", "3", "--lora.targets", "all-linear", "--lora.dropout", "0.1"]
+    assert main([*train, *start, *same, "--out", str(tmp_path / "second")]) == 0
+    resolved = read_run(None, tmp_path / "second" / "config.yaml")
+    assert resolved.lora == read_run(None, tmp_path / "first" / "config.yaml").lora
+    again = ["train", "sft", str(tmp_path / "second" / "config.yaml"), "--out", str(tmp_path / "third")]
+    assert main(again) == 0, "what was resolved can be run again"
+    assert main([*train, *start, "--stack", "true", "--lora.rank", "2", "--out", str(tmp_path / "stacked")]) == 0
+
+
 def test_a_reward_that_tells_nothing_apart_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = jsonl(tmp_path / "mine.jsonl", [{"prompt": row["prompt"]} for row in PAIRS])
     flags = ["--steps", "5", "--data", str(data), "--reward", '[{"name": "words", "most": 50}]', "--end.rule", "none"]

@@ -58,7 +58,7 @@ def test_a_score_read_at_the_padded_end_of_its_row_is_refused(dtype: str, monkey
         row = torch.div(batch.last, width, rounding_mode="floor")
         return self._read_head(self.hidden(batch, role)[row * width + width - 1], role)
 
-    monkeypatch.setattr(SharedModel, "score", at_the_rows_end)
+    monkeypatch.setattr(SharedModel, "outputs", at_the_rows_end)
     gap = batch_gap(model, TREES, role="reward")
     with pytest.raises(RunError, match=r"depends on what it is batched with.*batch_gap_m.*limit"):
         refuse_batch_gap(gap, sigma=1.0, dtype=model.unembedding.dtype)
@@ -69,16 +69,15 @@ def test_a_role_that_was_not_saved_as_it_is_is_refused(llama: SharedModel) -> No
     llama.add_role("same", Lora(), copy_of="policy")
     gap = reading_gap(llama, TREES, "policy", "same")
     assert gap == {"reading_gap_max": 0.0, "reading_gap_mean": 0.0}
-    refuse_reading_gap(gap, where="roles/policy", rounded=False, dtype=torch.float32)
+    refuse_reading_gap(gap, where="roles/policy")
     with torch.no_grad():
         llama.parameters("same")[0].add_(1e-3)
     gap = reading_gap(llama, TREES, "policy", "same")
     with pytest.raises(RunError, match=r"roles/policy: loaded again, this role reads the same answers otherwise"):
-        refuse_reading_gap(gap, where="roles/policy", rounded=False, dtype=torch.float32)
-    refuse_reading_gap({"reading_gap_max": 0.1, "reading_gap_mean": 0.01}, where="", rounded=True, dtype=torch.bfloat16)
+        refuse_reading_gap(gap, where="roles/policy")
+    refuse_reading_gap({"reading_gap_max": 1e-3}, where="", limit=1e-3)
     with pytest.raises(RunError, match=r"reading_gap_max 0\.1, limit 0\.001"):
-        refuse_reading_gap({"reading_gap_max": 0.1, "reading_gap_mean": 0.01}, where="", rounded=True,
-                           dtype=torch.float32)
+        refuse_reading_gap({"reading_gap_max": 0.1}, where="", limit=1e-3)
 
 
 def test_the_head_is_part_of_what_is_compared(llama: SharedModel) -> None:

@@ -6,9 +6,11 @@ import torch
 from conftest import moved_role
 from rlhflab.config import DpoRun, Lora, make_run
 from rlhflab.core.batch import ThumbTree, TokenAnswer, Tree, pack, thumb_index
+from rlhflab.data.types import Message, Prompt, Thumb
 from rlhflab.model.shared import SharedModel
 from rlhflab.rollout.scoring import tree_logprobs
-from rlhflab.train.thumbs import RunningShift, mismatched_kl, train_thumbs
+from rlhflab.runs.sources import MOST_PAIRS, group_by_prompt
+from rlhflab.train.thumbs import RunningShift, mismatched_kl, next_others, train_thumbs
 from slow_twins import plain_logprobs
 
 FAST = {"dtype": "float32", "batch": 8, "optimizer": {"learning_rate": 1e-2, "schedule": "constant", "warmup": 0.0}}
@@ -80,6 +82,27 @@ def test_the_kl_is_read_on_the_answers_to_the_next_prompt(llama: SharedModel) ->
     assert got == pytest.approx(max(0.0, expected), rel=1e-4)
     back = mismatched_kl(run, llama, trees, role="reference", reference="policy")
     assert back == pytest.approx(max(0.0, -expected), rel=1e-4) and got + back > 0.1, "one of both is cut off at 0"
+
+
+def test_no_prompt_is_mismatched_with_itself(llama: SharedModel) -> None:
+    one, again, two = (Tree(prompt=prompt, answers=(TokenAnswer(ids=(20 + i, 2)),))
+                       for i, prompt in enumerate([(10, 11), (10, 11), (10, 12)]))
+    assert next_others([one, again, two]) == [two, two, one] and next_others([one, two]) == [two, one]
+    assert next_others([one, again]) == [None, None]
+    moved_role(llama, "policy", seed=2)
+    apart = [Tree(prompt=tree.prompt, answers=other.answers) for tree, other in ((one, two), (again, two), (two, one))]
+    ratios = [(a - b).sum() for tree in apart for a, b in zip(*(
+        plain_logprobs(llama, tree, role) for role in ("policy", None)), strict=True)]
+    kl = [mismatched_kl(thumbs_run("kto"), llama, [one, again, two], role=role, reference=reference)
+          for role, reference in (("policy", None), (None, "policy"))]
+    assert kl[0] - kl[1] == pytest.approx(float(torch.stack(ratios).detach().mean()), rel=1e-4), "one of both is 0"
+    assert mismatched_kl(thumbs_run("kto"), llama, [one, again], role="policy", reference=None) == 0
+
+
+def test_a_step_can_hold_a_prompt_twice() -> None:
+    prompt = Prompt(id="p", messages=(Message(role="user", content="Hi"),))
+    thumbs = [Thumb(prompt=prompt, answer=str(i), good=True) for i in range(MOST_PAIRS + 1)]
+    assert [len(group) for group in group_by_prompt(thumbs)] == [MOST_PAIRS, 1]
 
 
 def test_a_mismatched_answer_is_cut_where_it_would_not_fit(llama: SharedModel) -> None:

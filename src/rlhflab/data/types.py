@@ -1,8 +1,11 @@
 """The records of the lab. Text and numbers only: no tensors, no tokenizer, no files."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from rlhflab.errors import RunError
 
 Role = Literal["system", "user", "assistant"]
 
@@ -83,11 +86,19 @@ class Judgment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """A number somebody gave an answer. `value` is None where nothing could be scored, never 0."""
+    """A number somebody gave an answer. `value` is None where nothing could be scored, never 0.
+
+    RunError for NaN or infinity, so that neither goes into a mean, a cap or, at the next step, every weight.
+    """
 
     value: float | None
     by: str
     reason: str = ""
+
+    def __post_init__(self) -> None:
+        if self.value is not None and not math.isfinite(self.value):
+            raise RunError(f"{self.by}: scored an answer {self.value}; a score is a finite number, or None where there "
+                           "is none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -52,6 +52,11 @@ def lora_of(config: Mapping[str, Any], *, layers: int, where: str) -> Lora:
         raise ModelError(f"{where}: is not a LoRA configuration: {' '.join(repr(error).split())}") from error
 
 
+def scaling(lora: Lora) -> float:
+    """What the product of the two factors is multiplied by."""
+    return lora.alpha / (lora.rank**0.5 if lora.rslora else lora.rank)
+
+
 def read_lora(folder: Path, *, layers: int) -> Lora:
     """`Lora` of an adapter folder. Dropout is a matter of the run that trained it, and left out."""
     path = folder / ADAPTER_CONFIG

@@ -6,7 +6,7 @@ argument, flags are set once, and a layer whose activations are recomputed in th
 the role of its forward pass. A role is one adapter, or one on top of others, whose products add up.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,8 +16,10 @@ from jaxtyping import Float
 from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from rlhflab.core.batch import Trunk
 from rlhflab.errors import ModelError
 
 
@@ -37,6 +39,12 @@ class RoleSwitch:
         self.role: str | None = None
         self.stacks: dict[str, tuple[str, ...]] = {}
         """The adapters each role is made of, the trained one last."""
+        self.first_block: dict[str, int] = {}
+        """Number of the first block each adapter is in."""
+        self.trunk: Trunk | None = None
+        """Of the batch that is read now, where the role shares one."""
+        self.depth = 0
+        """Blocks below the first that anything trains in: those that a trunk goes through."""
         self.recompute = False
         """Whether activations are recomputed in the backward pass: less memory, about a third more time."""
         self.cast: dict[tuple[int, str], Matrices] | None = None
@@ -55,6 +63,19 @@ class RoleSwitch:
             yield
         finally:
             self.role = before
+
+    @contextmanager
+    def sharing(self, trunk: Trunk) -> Iterator[None]:
+        """Leave the states below `depth` in `trunk`, or go on from those that lie there, inside the block."""
+        below = tuple(adapter for adapter in self.adapters if self.first_block[adapter] < self.depth)
+        if trunk.states is None:
+            trunk.adapters = below
+        fits = self.depth > 0 and trunk.adapters == below
+        before, self.trunk = self.trunk, trunk if fits else None
+        try:
+            yield
+        finally:
+            self.trunk = before
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -81,10 +102,10 @@ def take_over(model: nn.Module, switch: RoleSwitch) -> None:
             vars(layer)["forward"] = partial(_lora_forward, layer, switch)
 
 
-def recompute_in_role(blocks: nn.ModuleList, switch: RoleSwitch) -> None:
-    """Let each block drop its activations and recompute them in the role of its forward pass."""
-    for block in blocks:
-        vars(block)["forward"] = partial(_block_forward, block.forward, switch)
+def take_over_blocks(blocks: nn.ModuleList, switch: RoleSwitch) -> None:
+    """Let each block share its trunk, drop its activations and recompute them in the role of its forward pass."""
+    for number, block in enumerate(blocks):
+        vars(block)["forward"] = partial(_block_forward, block.forward, switch, number)
 
 
 @torch.no_grad()
@@ -112,6 +133,24 @@ def concatenate(model: nn.Module, parts: Sequence[str], whole: str) -> None:
             place += rank
 
 
+def added_part(whole: Mapping[str, Tensor], scaling: float, below: Mapping[str, Tensor],
+               below_scaling: float) -> dict[str, Tensor]:
+    """What `concatenate` put beside `below` in the tensors `whole`, by name; empty where it begins otherwise.
+
+    Layers to which nothing was added are left out.
+    """
+    above: dict[str, Tensor] = {}
+    for name, down in below.items():
+        if ".lora_A." in name:
+            other, rank = name.replace(".lora_A.", ".lora_B."), len(down)
+            if other not in whole or not (torch.equal(whole[name][:rank], down) and torch.equal(
+                    scaling * whole[other][:, :rank], below_scaling * below[other])):
+                return {}
+            if whole[name][rank:].any():
+                above |= {name: whole[name][rank:], other: whole[other][:, rank:]}
+    return above if whole.keys() == below.keys() else {}
+
+
 @torch.no_grad()
 def merged_weight(layer: Any, adapter: str) -> Float[Tensor, "o i"]:
     """The layer's weight with the adapter folded in, in the base's dtype: a new tensor, the base's stays as it is."""
@@ -124,15 +163,64 @@ def _lora_forward(layer: Any, switch: RoleSwitch, x: Tensor) -> Tensor:
 
     PEFT computes the products in fp32 under a bf16 base, which halves the speed on a CPU.
     """
+    adapters = [adapter for adapter in switch.adapters if adapter in layer.lora_A]
+    if torch.is_grad_enabled() and all(_is_a_product(layer, adapter) for adapter in adapters):
+        factors = [factors[adapter].weight for adapter in adapters for factors in (layer.lora_A, layer.lora_B)]
+        return _LowRankLinear.apply(x, layer.base_layer.weight, layer.base_layer.bias,  # type: ignore[no-any-return]
+                                   tuple(layer.scaling[adapter] for adapter in adapters), *factors)
     result: Tensor = layer.base_layer(x)
-    for adapter in switch.adapters:
-        if adapter in layer.lora_A:
-            matrices = _matrices(layer, switch, adapter, x.dtype)
-            # Dropout belongs to training: a reference, a score or a sample is never read through it.
-            seen = layer.lora_dropout[adapter](x) if torch.is_grad_enabled() else x
-            result = (_add_product if matrices.gain is None else _add_dora)(
-                layer, result, x, seen, matrices, layer.scaling[adapter])
+    for adapter in adapters:
+        matrices = _matrices(layer, switch, adapter, x.dtype)
+        # Dropout belongs to training: a reference, a score or a sample is never read through it.
+        seen = layer.lora_dropout[adapter](x) if torch.is_grad_enabled() else x
+        result = (_add_product if matrices.gain is None else _add_dora)(
+            layer, result, x, seen, matrices, layer.scaling[adapter])
     return result
+
+
+def _is_a_product(layer: Any, adapter: str) -> bool:
+    """Whether the adapter adds x A^T B^T to a layer that is held as it is: no DoRA, no dropout, no 4 bits."""
+    return (type(layer.base_layer) is nn.Linear and adapter not in layer.lora_magnitude_vector
+            and isinstance(layer.lora_dropout[adapter], nn.Identity))
+
+
+class _LowRankLinear(torch.autograd.Function):
+    """x W^T + bias + sum of s x A^T B^T: the frozen W gets no gradient, each A and B one in its own dtype.
+
+    The same sums as autograd makes of the single products, but the gradient by x is added up in one place by the
+    products themselves, and the factors are cast once.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, scales: tuple[float, ...],
+                *factors: Tensor) -> Tensor:
+        flat = x.flatten(0, -2)
+        cast = [factor.to(x.dtype) for factor in factors]
+        result = nn.functional.linear(flat, weight, bias)
+        inner = [flat @ down.T for down in cast[::2]]
+        for scale, low, up in zip(scales, inner, cast[1::2], strict=True):
+            result.addmm_(low, up.T, alpha=scale)
+        ctx.scales = scales
+        ctx.save_for_backward(x, weight, *inner, *cast)
+        return result.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_result: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, *saved = ctx.saved_tensors
+        inner, cast = saved[:len(ctx.scales)], saved[len(ctx.scales):]
+        flat, by_flat = x.flatten(0, -2), by_result.flatten(0, -2)
+        by_x = by_flat @ weight if ctx.needs_input_grad[0] else None
+        by_factors: list[Tensor | None] = []
+        for i, (scale, low) in enumerate(zip(ctx.scales, inner, strict=True)):
+            down, up = cast[2 * i:2 * i + 2]
+            trained = ctx.needs_input_grad[4 + 2 * i]
+            by_inner = (by_flat @ up).mul_(scale)
+            if by_x is not None:
+                by_x.addmm_(by_inner, down)
+            by_factors += [None, None] if not trained else [
+                (by_inner.T @ flat).float(), (by_flat.T @ low).float().mul_(scale)]
+        return by_x if by_x is None else by_x.view(x.shape), None, None, None, *by_factors
 
 
 def _add_product(layer: Any, result: Tensor, x: Tensor, seen: Tensor, matrices: Matrices, scaling: float) -> Tensor:
@@ -188,7 +276,18 @@ def _adapted_weight(layer: Any, adapter: str) -> Float[Tensor, "o i"]:
     return torch.addmm(weight, layer.lora_B[adapter].weight, layer.lora_A[adapter].weight, alpha=layer.scaling[adapter])
 
 
-def _block_forward(forward: Callable[..., Tensor], switch: RoleSwitch, *args: Any, **kwargs: Any) -> Tensor:
+def _block_forward(forward: Callable[..., Tensor], switch: RoleSwitch, number: int, states: Tensor, *args: Any,
+                   **kwargs: Any) -> Tensor:
+    trunk = switch.trunk
+    if trunk is not None and trunk.states is not None and number < switch.depth:
+        return trunk.states if number == switch.depth - 1 else states
+    states = _compute_block(forward, switch, states, *args, **kwargs)
+    if trunk is not None and number == switch.depth - 1:
+        trunk.states = states
+    return states
+
+
+def _compute_block(forward: Callable[..., Tensor], switch: RoleSwitch, *args: Any, **kwargs: Any) -> Tensor:
     role = switch.role
 
     def in_role(*inner: Any, **options: Any) -> Tensor:

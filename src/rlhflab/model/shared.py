@@ -22,17 +22,19 @@ from rlhflab.config import Lora
 from rlhflab.core.batch import Batch
 from rlhflab.core.logprobs import TokenScores, token_scores
 from rlhflab.errors import ModelError
-from rlhflab.model.adapters import ADAPTER_CONFIG, lora_of, peft_config, read_lora
-from rlhflab.model.attention import branch_mask
+from rlhflab.model.adapters import ADAPTER_CONFIG, lora_of, peft_config, read_lora, scaling
+from rlhflab.model.attention import visibility
+from rlhflab.model.folded import folded
 from rlhflab.model.load import Base, load_base
 from rlhflab.model.roles import (
     RoleSwitch,
+    added_part,
     concatenate,
     lora_layers,
     merged_weight,
-    recompute_in_role,
     start_magnitudes,
     take_over,
+    take_over_blocks,
 )
 
 ADAPTER, HEAD, RECORD = "adapter_model.safetensors", "head.safetensors", "rlhflab.json"
@@ -78,7 +80,7 @@ class SharedModel:
         self._layers = len(blocks)
         self._linear_layers = sorted({name.rpartition(".")[2] for name, layer in blocks.named_modules()
                                       if isinstance(layer, nn.Linear)})
-        recompute_in_role(blocks, self._switch)
+        take_over_blocks(blocks, self._switch)
         self._check_unembedding()
 
     @classmethod
@@ -93,8 +95,8 @@ class SharedModel:
 
     def hidden(self, batch: Batch, role: str | None) -> Float[Tensor, "bt d"]:
         """Last hidden states of the flattened batch, after the final norm. `role` None is the base model."""
-        with self.playing(role):
-            states = self.decoder(input_ids=batch.tokens, attention_mask=branch_mask(batch.branch),
+        with self.playing(role), self._switch.sharing(batch.trunk):
+            states = self.decoder(input_ids=batch.tokens, attention_mask=visibility(batch.branch),
                                   position_ids=batch.position, use_cache=False).last_hidden_state
         flat: Tensor = states.flatten(0, 1)
         return flat
@@ -124,9 +126,13 @@ class SharedModel:
         return read
 
     @contextmanager
-    def writing(self, role: str | None) -> Iterator[None]:
-        """Context for the rollout engine, which drives the decoder itself: `role` plays and nothing trains."""
-        with torch.inference_mode(), self.playing(role), self._switch.frozen():
+    def writing(self, role: str | None, *, fold: bool = False) -> Iterator[None]:
+        """Context for the rollout engine, which drives the decoder itself: `role` plays and nothing trains.
+
+        `fold` adds its adapter to a scratch copy of the weights, unless it is stacked or the base is in 4 bits.
+        """
+        with torch.inference_mode(), self.playing(role), self._switch.frozen(), folded(
+                self.decoder, self._switch.adapters if fold and not self.base.quantized else ()):
             yield
 
     def playing(self, role: str | None) -> AbstractContextManager[None]:
@@ -170,6 +176,7 @@ class SharedModel:
         self.records[name] = RoleRecord(base=self.base.name, base_digest=self.base.digest, head=head != "none")
         self._trainable[name] = trainable
         self._switch.stacks[name] = (*below, name)
+        self._switch.first_block[name] = self._layers - (lora.last_layers or self._layers)
         self._set_flags()
 
     def drop_role(self, name: str) -> None:
@@ -183,7 +190,7 @@ class SharedModel:
             self._peft.delete_adapter(name)
         if name in self._heads:
             del self._heads[name]
-        del self.records[name], self._trainable[name], self._switch.stacks[name]
+        del self.records[name], self._trainable[name], self._switch.stacks[name], self._switch.first_block[name]
         self._set_flags()
 
     @torch.no_grad()
@@ -222,6 +229,11 @@ class SharedModel:
         """Shape and scale of the role's own adapter."""
         assert self._peft is not None
         return lora_of(self._peft.peft_config[role].to_dict(), layers=self._layers, where=f"role {role}")
+
+    @property
+    def trunk_blocks(self) -> int:
+        """Blocks below the first that anything trains in, whose states all roles of a run may share."""
+        return self._switch.depth
 
     def stacked(self, role: str) -> bool:
         """Whether the role stands on another one."""
@@ -265,7 +277,7 @@ class SharedModel:
             raise ModelError(f"role {name}: tensor {problems.unexpected_keys[0]} fits no layer of {self.base.name}")
 
     @contextmanager
-    def _as_one(self, role: str) -> Iterator[str]:
+    def as_one(self, role: str) -> Iterator[str]:
         """Name of a role whose own adapter is all of `role`: a passing one where `role` is stacked."""
         parts = self._switch.stacks[role]
         if len(parts) == 1:
@@ -289,6 +301,8 @@ class SharedModel:
         for role, trainable in self._trainable.items():
             for parameter in [*self.parameters(role), *self.head_parameters(role)]:
                 parameter.requires_grad_(trainable)
+        self._switch.depth = min((self._switch.first_block[role] for role, trainable in self._trainable.items()
+                                  if trainable), default=0)
 
     # -- files -----------------------------------------------------------------------------------------------------
 
@@ -301,7 +315,7 @@ class SharedModel:
         unfinished = folder.with_name(f".{folder.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)  # left by a run that was killed here
         unfinished.mkdir(parents=True)
-        with nullcontext(role) if alone else self._as_one(role) as one:
+        with nullcontext(role) if alone else self.as_one(role) as one:
             save_file({key: tensor.contiguous() for key, tensor in self.adapter(one).items()}, unfinished / ADAPTER)
             config = peft_config(self.lora_of(one), base=self.base.name, linear=self._linear_layers,
                                  layers=self._layers).to_dict()
@@ -318,24 +332,56 @@ class SharedModel:
 
     def load_role(self, name: str, folder: Path, *, trainable: bool = False,
                   head: Literal["none", "stored", "zero", "random"] = "none", outputs: int = 1,
-                  seed: int = 0) -> None:
-        """A role from a folder in PEFT's format, whoever wrote it. ModelError if a piece is missing or does not fit."""
+                  seed: int = 0, share: bool = False) -> None:
+        """A role from a folder in PEFT's format, whoever wrote it. ModelError if a piece is missing or does not fit.
+
+        `share`: where it was saved from a stack on a frozen role that is here, stack it on that one again.
+        """
+        lora = self.stored_lora(folder)
+        if head == "stored" and not (folder / HEAD).is_file():
+            raise ModelError(f"{folder}: has no {HEAD}; a reward role needs its head")
+        tensors = load_file(folder / ADAPTER, device=str(self.device))
+        lora, tensors, below = self._unstacked(lora, tensors) if share else (lora, tensors, None)
+        self.add_role(name, lora, on=below, trainable=trainable, head="zero" if head == "stored" else head,
+                      outputs=outputs, seed=seed)
+        try:
+            self._load_adapter(name, tensors)
+            if head == "stored":
+                self.set_head(name, load_file(folder / HEAD, device=str(self.device))["weight"])
+                self.records[name] = read_record(folder) or self.records[name]
+        except Exception:
+            self.drop_role(name)
+            raise
+
+    def stored_lora(self, folder: Path) -> Lora:
+        """Shape and scale of the adapter in a folder. ModelError where there is none, or one of another base."""
         if not (folder / ADAPTER).is_file() or not (folder / ADAPTER_CONFIG).is_file():
             raise ModelError(f"{folder}: is not an adapter folder: it needs {ADAPTER_CONFIG} and {ADAPTER}")
         record = read_record(folder)
         if record is not None and record.base_digest != self.base.digest:
             raise ModelError(f"{folder}: was trained on base weights {record.base} ({record.base_digest[:12]}), "
                              f"not on {self.base.name} ({self.base.digest[:12]})")
-        if head == "stored" and not (folder / HEAD).is_file():
-            raise ModelError(f"{folder}: has no {HEAD}; a reward role needs its head")
         lora = read_lora(folder, layers=self._layers)
-        self.add_role(name, lora, trainable=trainable, head="zero" if head == "stored" else head, outputs=outputs,
-                      seed=seed)
-        self._load_adapter(name, load_file(folder / ADAPTER, device=str(self.device)))
-        if head == "stored":
-            self.set_head(name, load_file(folder / HEAD, device=str(self.device))["weight"])
-            if record is not None:
-                self.records[name] = record
+        everywhere = lora.targets == self._linear_layers
+        return lora.model_copy(update={"targets": "all-linear"}) if everywhere else lora
+
+    def _unstacked(self, lora: Lora, tensors: dict[str, Tensor]) -> tuple[Lora, dict[str, Tensor], str | None]:
+        """(shape, tensors, what to stack it on) of an adapter: its added part and a frozen role it was stacked on, if
+        that is here, else all of it and None.
+        """
+        for below, trainable in self._trainable.items():
+            shape = self.lora_of(below)
+            if trainable or self.stacked(below) or lora.dora or shape.dora or shape.rank >= lora.rank:
+                continue
+            above = added_part(tensors, scaling(lora), self.adapter(below), scaling(shape))
+            places = {(int(name.rpartition(".layers.")[2].partition(".")[0]), name.rsplit(".", 3)[1]) for name in above}
+            blocks, names = sorted({block for block, _ in places}), sorted({name for _, name in places})
+            rank = lora.rank - shape.rank
+            if places and len(places) == len(blocks) * len(names) and blocks == list(range(blocks[0], self._layers)):
+                own = Lora(rank=rank, alpha=scaling(lora) * rank, targets=names,
+                           last_layers=len(blocks) if blocks[0] else None)
+                return own, above, below
+        return lora, tensors, None
 
     def restore_role(self, role: str, folder: Path) -> None:
         """Weights and record of an existing role from a folder `save_role` wrote; its parameters stay the same ones."""

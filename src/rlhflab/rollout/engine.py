@@ -1,23 +1,34 @@
-"""Sampling answers: one prefill a prompt, branched to its samples, finished rows dropped.
+"""Sampling answers by continuous batching: one prefill a prompt, rows that leave when finished and are replaced.
 
 No reward here, and no trainer: a role, prompts and seeds go in, tokens and their log-probs come out. Axes: r rows
-(one an answer being written), c columns of the key-value cache, v vocabulary.
+(one an answer being written), c columns of the key-value cache, v vocabulary, d width.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache
 
-from rlhflab.core.batch import micro_batches
+from rlhflab.model.decoding import Slots, attending
+from rlhflab.model.folded import product
 from rlhflab.model.shared import SharedModel
+from rlhflab.rollout.draw import draw as draw
+from rlhflab.rollout.draw import most_likely as most_likely
+from rlhflab.rollout.draw import uniforms
 
 ROWS = 128
 """Answers written at one time."""
+ROOM = 2**16
+"""Tokens the key-value cache holds at most (23 KB each for 135M parameters): fewer rows where they are long."""
+PREFILL = 2048
+"""Prompt tokens, with padding, that are read at one time."""
+ROW_STEP, COLUMN_STEP = 8, 32
+"""Rows and columns of a step on a CPU are multiples of these: a product of a new shape is compiled first, for ms."""
 
 
 class Generation(NamedTuple):
@@ -30,166 +41,230 @@ class Generation(NamedTuple):
     finish: Literal["stop", "length"]
 
 
+class Engine(Protocol):
+    """What writes answers; the arguments are those of `generate`."""
+
+    def __call__(self, prompts: Sequence[Sequence[int]], *, role: str | None, seeds: Sequence[Sequence[int | None]],
+                 max_new_tokens: int | Sequence[Sequence[int]], stop_ids: Sequence[int], temperature: float = 1.0,
+                 advance: Callable[[int], None] = lambda answers: None) -> list[list[Generation]]:
+        """Answers to each prompt, one a seed."""
+
+
 def generate(model: SharedModel, prompts: Sequence[Sequence[int]], *, role: str | None,
-             seeds: Sequence[Sequence[int | None]], max_new_tokens: int, stop_ids: Sequence[int],
-             temperature: float = 1.0, rows: int = ROWS,
-             advance: Callable[[int], None] = lambda answers: None) -> list[list[Generation]]:
+             seeds: Sequence[Sequence[int | None]], max_new_tokens: int | Sequence[Sequence[int]],
+             stop_ids: Sequence[int], temperature: float = 1.0, rows: int = ROWS, fold: bool | None = None,
+             static: bool | None = None, advance: Callable[[int], None] = lambda answers: None,
+             ) -> list[list[Generation]]:
     """`len(seeds[i])` answers to prompt i, each drawn with its own seed, whatever batch it is written in.
 
-    The seed None takes the most likely token every time. `advance` is told how many answers were finished. An answer
-    ends at the first of `stop_ids` or at `max_new_tokens`.
+    The seed None takes the most likely token every time. An answer ends at the first of `stop_ids` or at
+    `max_new_tokens`, one number or, in the shape of `seeds`, one an answer. At most `rows` are written at one time.
+    `fold` adds the role's adapter to a copy of the weights first; by default under an fp32 base, see `folds`. `static`
+    writes all rows and columns every step, so that a GPU can replay the step as one graph; by default where there is a
+    GPU. `advance` is told how many answers were finished.
     """
-    answers: list[list[Generation]] = [[] for _ in prompts]
-    lengths = [len(prompt) for prompt in prompts]
-    widest = max(len(each) for each in seeds)
-    per_group = max(1, rows // max(1, widest))
-    for similar in micro_batches(lengths, per_group * max(lengths)):
-        for start in range(0, len(similar), per_group):
-            group = similar[start:start + per_group]
-            writer = _Writer(model, [prompts[i] for i in group], [seeds[i] for i in group],
-                             max_new_tokens=max_new_tokens, stop_ids=stop_ids, temperature=temperature)
-            with model.writing(role):
-                written = writer.write()
-            for i, row_owner in zip(group, range(len(group)), strict=True):
-                answers[i] = [g for owner, g in zip(writer.owner, written, strict=True) if owner == row_owner]
-            advance(len(written))
-    return answers
+    wanted = [[_Answer(i, seed, limit) for seed, limit in each]
+              for i, each in enumerate(with_limits(seeds, max_new_tokens))]
+    with model.writing(role, fold=folds(model, fold)), attending(model.decoder):
+        writer = _Writer(model, prompts, [answer for each in wanted for answer in each], stop_ids=stop_ids,
+                         temperature=temperature, rows=rows, advance=advance,
+                         static=model.device.type == "cuda" if static is None else static)
+        writer.write()
+    return [[answer.generation for answer in each] for each in wanted]
+
+
+def folds(model: SharedModel, fold: bool | None) -> bool:
+    """Whether the adapter is folded in: as asked, else under an fp32 base alone.
+
+    In bf16 the sum is rounded to the weight's own steps, in which a small adapter is lost in part: with 135M parameters
+    sampler and trainer then lie .053 nats a token apart (limit .05), unfolded .012.
+    """
+    return model.unembedding.dtype == torch.float32 if fold is None else fold
+
+
+def with_limits(seeds: Sequence[Sequence[int | None]],
+                max_new_tokens: int | Sequence[Sequence[int]]) -> list[list[tuple[int | None, int]]]:
+    """The seed and the most tokens of each answer, by prompt."""
+    if isinstance(max_new_tokens, int):
+        return [[(seed, max_new_tokens) for seed in each] for each in seeds]
+    return [list(zip(*each, strict=True)) for each in zip(seeds, max_new_tokens, strict=True)]
+
+
+@dataclass(slots=True)
+class _Answer:
+    """An answer as far as it is written."""
+
+    prompt: int
+    seed: int | None
+    limit: int
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    stopped: bool = False
+    uniform: list[float] = field(default_factory=list)
+    """A number in [0, 1) for each token, from the answer's own seed."""
+
+    @property
+    def generation(self) -> Generation:
+        """The answer as its reader sees it."""
+        return Generation(tuple(self.tokens), tuple(self.logprobs), "stop" if self.stopped else "length")
+
+
+class _Prefilled(NamedTuple):
+    """Prompts that were read, whose answers wait for a slot."""
+
+    cache: Cache
+    hidden: Float[Tensor, "p d"]
+    """Last hidden state of each prompt."""
+    answers: deque[tuple[int, _Answer]]
+    """With the number of its prompt here."""
 
 
 class _Writer:
-    """Writes the answers to a group of prompts of similar length together."""
+    """Owns the slots. Live answers fill the first of them; a finished one is replaced by the last."""
 
-    def __init__(self, model: SharedModel, prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int | None]], *,
-                 max_new_tokens: int, stop_ids: Sequence[int], temperature: float) -> None:
-        self.model = model
-        self.prompts = prompts
-        self.owner = [i for i, each in enumerate(seeds) for _ in each]
-        """Prompt of each answer."""
-        self.max_new_tokens = max_new_tokens
-        self.stop_ids = torch.tensor(sorted(set(stop_ids)), device=model.device)
-        self.temperature = temperature
-        flat = [seed for each in seeds for seed in each]
-        self.greedy = torch.tensor([seed is None for seed in flat], device=model.device)
-        self.uniform = torch.stack([_uniform(seed or 0, max_new_tokens) for seed in flat]).to(model.device)
-        """One number in [0, 1) for each answer and place, from the answer's own seed: (r, max_new_tokens)."""
+    def __init__(self, model: SharedModel, prompts: Sequence[Sequence[int]], answers: Sequence[_Answer], *,
+                 stop_ids: Sequence[int], temperature: float, rows: int, static: bool,
+                 advance: Callable[[int], None]) -> None:
+        self.model, self.prompts, self.temperature, self.advance = model, prompts, temperature, advance
+        self.stop_ids = frozenset(stop_ids)
+        self.unembed = product(model.unembedding)
+        # The longest first: similar ones are read together, and the cache that a step reads gets shorter.
+        self.waiting = deque(sorted(answers, key=lambda answer: -len(prompts[answer.prompt])))
+        self.ready: _Prefilled | None = None
+        self.live: list[_Answer] = []
+        self.columns = max((len(prompts[answer.prompt]) + answer.limit for answer in answers), default=0)
+        self.rows = min(rows, len(answers), max(1, ROOM // max(1, self.columns)))
+        self.steps = (self.rows, self.columns) if static else (ROW_STEP, COLUMN_STEP)
+        self.slots: Slots | None = None
+        self.hidden = torch.zeros(self.rows, model.width, dtype=model.unembedding.dtype, device=model.device)
+        """Last hidden state of each row: it predicts the next token."""
+        self.token, self.position = torch.zeros(2, self.rows, dtype=torch.long, device=model.device)
+        self.graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
 
-    def write(self) -> list[Generation]:
-        hidden, cache, visible = self._prefill()
-        owner = torch.tensor(self.owner, device=self.model.device)
-        cache.batch_select_indices(owner)
-        hidden, visible = hidden[owner], visible[owner]
-        position = visible.sum(-1)
-        row = torch.arange(len(owner), device=self.model.device)  # answers still being written
-        tokens = torch.zeros(len(owner), self.max_new_tokens, dtype=torch.long, device=self.model.device)
-        logprobs = torch.zeros(tokens.shape, device=self.model.device)
-        length = torch.zeros(len(owner), dtype=torch.long, device=self.model.device)
-        stopped = torch.zeros(len(owner), dtype=torch.bool, device=self.model.device)
-        for step in range(self.max_new_tokens):
-            logits = torch.nn.functional.linear(hidden, self.model.unembedding).float()
-            token, logprob = draw(logits, self.uniform[row, step], temperature=self.temperature)
-            if self.greedy.any():
-                best, best_logprob = most_likely(logits)
-                token = torch.where(self.greedy[row], best, token)
-                logprob = torch.where(self.greedy[row], best_logprob, logprob)
-            tokens[row, step], logprobs[row, step], length[row] = token, logprob, step + 1
-            stopped[row] = torch.isin(token, self.stop_ids)
-            going = (~stopped[row]).nonzero().squeeze(-1)
-            if len(going) == 0 or step + 1 == self.max_new_tokens:
-                break
-            if len(going) < len(row):
-                cache.batch_select_indices(going)
-                row, visible, position, token = row[going], visible[going], position[going], token[going]
-            visible = torch.cat([visible, visible.new_ones(len(row), 1)], dim=1)
-            hidden = self._decode(token, position, visible, cache)
-            position = position + 1
-        return [Generation(tuple(ids[:n]), tuple(values[:n]), "stop" if stop else "length")
-                for ids, values, n, stop in zip(tokens.tolist(), logprobs.tolist(), length.tolist(), stopped.tolist(),
-                                                strict=True)]
+    def write(self) -> None:
+        """Write all answers."""
+        while self.live or self.waiting or self.ready:
+            self._enter()
+            self._draw()
+            self._leave()
+            if self.live:
+                self._decode()
 
-    def _prefill(self) -> tuple[Float[Tensor, "p d"], Cache, Bool[Tensor, "p c"]]:
-        """Last hidden state of each prompt, its keys and values, and which of their columns hold a token."""
-        width = max(len(prompt) for prompt in self.prompts)
-        tokens = torch.zeros(len(self.prompts), width, dtype=torch.long)
-        visible = torch.zeros(len(self.prompts), width, dtype=torch.bool)
-        for i, prompt in enumerate(self.prompts):
-            tokens[i, :len(prompt)] = torch.tensor(prompt)
-            visible[i, :len(prompt)] = True
-        tokens, visible = tokens.to(self.model.device), visible.to(self.model.device)
+    def _enter(self) -> None:
+        """Fill the free slots with waiting answers."""
+        while len(self.live) < self.rows and (self.ready or self.waiting):
+            if self.ready is None:
+                if self.live and self.rows - len(self.live) < self.rows // 16:
+                    return  # a prompt read alone costs as much as several read together
+                self.ready = self._prefill(self.rows - len(self.live))
+            free, live = self.rows - len(self.live), len(self.live)
+            entering = [self.ready.answers.popleft() for _ in range(min(free, len(self.ready.answers)))]
+            chosen = torch.tensor([i for i, _ in entering], device=self.model.device)
+            if self.slots is None:
+                self.slots = Slots(self.ready.cache, slots=self.rows, columns=self.columns)
+            self.slots.branch(self.ready.cache, chosen, at=live)
+            self.hidden[live:live + len(entering)] = self.ready.hidden[chosen]
+            for _, answer in entering:
+                answer.uniform = [0.0] * answer.limit if answer.seed is None else uniforms(answer.seed, answer.limit)
+                self.live.append(answer)
+            if not self.ready.answers:
+                self.ready = None
+
+    def _prefill(self, free: int) -> _Prefilled:
+        """Read waiting prompts, as many as fill the free slots, or fit."""
+        chosen: dict[int, int] = {}
+        answers: deque[tuple[int, _Answer]] = deque()
+        while self.waiting:
+            prompt = self.waiting[0].prompt
+            if prompt not in chosen:
+                width = max(len(self.prompts[i]) for i in (*chosen, prompt))
+                if len(answers) >= free or (chosen and (len(chosen) + 1) * width > PREFILL):
+                    break
+                chosen[prompt] = len(chosen)
+            answers.append((chosen[prompt], self.waiting.popleft()))
+        lengths = torch.tensor([len(self.prompts[i]) for i in chosen], device=self.model.device)
+        width = int(lengths.max())
+        tokens = torch.tensor([[*self.prompts[i], *[0] * (width - len(self.prompts[i]))] for i in chosen],
+                              device=self.model.device)
         column = torch.arange(width, device=self.model.device)
-        cache = Cache(layer_class_to_replicate=partial(_RoomyLayer, room=self.max_new_tokens))  # type: ignore[arg-type]
         # Padding is on the right, so the causal mask alone keeps it out of every real token's sight.
-        mask = (column[None, :] <= column[:, None]).expand(len(self.prompts), 1, width, width)
+        mask = (column[None, :] <= column[:, None]).expand(len(chosen), 1, width, width)
+        cache = DynamicCache()
         hidden = self.model.decoder(input_ids=tokens, attention_mask=mask, position_ids=column[None].expand_as(tokens),
                                     past_key_values=cache, use_cache=True).last_hidden_state
-        return hidden[torch.arange(len(self.prompts)), visible.sum(-1) - 1], cache, visible
+        return _Prefilled(cache, hidden[torch.arange(len(chosen)), lengths - 1], answers)
 
-    def _decode(self, token: Int[Tensor, " r"], position: Int[Tensor, " r"], visible: Bool[Tensor, "r c"],
-                cache: Cache) -> Float[Tensor, "r d"]:
-        states: Tensor = self.model.decoder(
-            input_ids=token[:, None], attention_mask=visible[:, None, None], position_ids=position[:, None],
-            past_key_values=cache, use_cache=True).last_hidden_state
-        return states[:, 0]
+    def _draw(self) -> None:
+        """The next token of every live answer."""
+        live = len(self.live)
+        rows = _up(live, self.steps[0], self.rows)
+        logits = self.unembed(self.hidden[:rows]).float()
+        uniform = torch.zeros(rows)
+        uniform[:live] = torch.tensor([answer.uniform[len(answer.tokens)] for answer in self.live])
+        token, logprob = draw(logits, uniform.to(logits.device), temperature=self.temperature)
+        if any(answer.seed is None for answer in self.live):
+            greedy = torch.tensor([answer.seed is None for answer in self.live], device=logits.device)
+            best, best_logprob = most_likely(logits[:live])
+            token = torch.where(greedy, best, token[:live])
+            logprob = torch.where(greedy, best_logprob, logprob[:live])
+        for answer, each, value in zip(self.live, token.tolist(), logprob.tolist(), strict=False):
+            answer.tokens.append(each)
+            answer.logprobs.append(value)
+            answer.stopped = each in self.stop_ids
+
+    def _leave(self) -> None:
+        """Drop the finished answers; the last live ones move into their slots."""
+        done = {i for i, answer in enumerate(self.live) if answer.stopped or len(answer.tokens) == answer.limit}
+        going = len(self.live) - len(done)
+        last = (i for i in range(going, len(self.live)) if i not in done)
+        assert self.slots is not None
+        for free in sorted(i for i in done if i < going):
+            mover = next(last)
+            self.slots.move(mover, free, columns=self._position(self.live[mover]))
+            self.live[free] = self.live[mover]
+        del self.live[going:]
+        if done:
+            self.advance(len(done))
+
+    def _position(self, answer: _Answer) -> int:
+        """Where the last token drawn will stand."""
+        return len(self.prompts[answer.prompt]) + len(answer.tokens) - 1
+
+    def _decode(self) -> None:
+        """Let every live row read its last token."""
+        live, (row_step, column_step) = len(self.live), self.steps
+        position = [self._position(answer) for answer in self.live]
+        self.token[:live] = torch.tensor([answer.tokens[-1] for answer in self.live])
+        self.position[:live] = torch.tensor(position)
+        shape = _up(live, row_step, self.rows), _up(max(position) + 1, column_step, self.columns)
+        if self.model.device.type == "cuda":
+            self._replay(shape)
+        else:
+            self._step(*shape)
+
+    def _step(self, rows: int, columns: int) -> None:
+        """One token through the decoder: from and to tensors that stay where they are, without a wait for the GPU."""
+        assert self.slots is not None
+        position = self.position[:rows]
+        visible = self.slots.aim_at(position, columns=columns)
+        self.hidden[:rows] = self.model.decoder(
+            input_ids=self.token[:rows, None], attention_mask=visible, position_ids=position[:, None],
+            past_key_values=self.slots, use_cache=True).last_hidden_state[:, 0]
+
+    def _replay(self, shape: tuple[int, int]) -> None:
+        """`_step` as one graph: a GPU waits longer for the next of its kernels than it takes to run one."""
+        if shape not in self.graphs:
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):  # what is set up at the first call cannot be captured
+                self._step(*shape)
+            torch.cuda.current_stream().wait_stream(side)
+            self.graphs[shape] = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graphs[shape]):
+                self._step(*shape)
+        self.graphs[shape].replay()
 
 
-class _RoomyLayer(DynamicLayer):
-    """Keys and values of a layer with room for the answer, so that a new token is written and nothing is copied."""
-
-    def __init__(self, *, room: int) -> None:
-        super().__init__()
-        self.room = room
-        self.used = 0
-        """Columns that hold a token; `keys` and `values` have more."""
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write the new columns; returns views of all that are used."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.keys, self.values = (states.new_empty(*states.shape[:2], states.shape[2] + self.room, states.shape[3])
-                                      for states in (key_states, value_states))
-        assert self.keys is not None and self.values is not None
-        end = self.used + key_states.shape[2]
-        self.keys[:, :, self.used:end] = key_states
-        self.values[:, :, self.used:end] = value_states
-        self.used = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def get_seq_length(self) -> int:
-        """Columns that hold a token."""
-        return self.used
-
-
-BLOCK = 256
-"""Vocabulary entries whose probabilities are summed first, so that the running sum is over v / BLOCK numbers."""
-
-
-def draw(logits: Float[Tensor, "r v"], uniform: Float[Tensor, " r"], *,
-         temperature: float) -> tuple[Int[Tensor, " r"], Float[Tensor, " r"]]:
-    """A token and its log-prob for each row, by inverting the cumulative distribution at `uniform`.
-
-    A draw is a function of the row's logits and its own number, so it does not depend on the other rows. The
-    distribution is inverted in two levels: first the block of the vocabulary, then the token within it.
-    """
-    logits = logits / temperature if temperature != 1 else logits
-    highest = logits.amax(-1, keepdim=True)
-    weight = torch.nn.functional.pad((logits - highest).exp_(), (0, -logits.shape[-1] % BLOCK))
-    weight = weight.view(len(logits), -1, BLOCK)
-    blocks = weight.sum(-1).cumsum(-1)
-    total = blocks[:, -1:]
-    goal = uniform[:, None] * total
-    block = torch.searchsorted(blocks, goal, right=True).clamp(max=blocks.shape[1] - 1)
-    before = torch.where(block > 0, blocks.gather(-1, (block - 1).clamp(min=0)), 0.0)
-    within = weight[torch.arange(len(logits), device=logits.device), block[:, 0]].cumsum(-1)
-    place = torch.searchsorted(within, goal - before, right=True).clamp(max=BLOCK - 1)
-    token = (block * BLOCK + place).clamp(max=logits.shape[-1] - 1)
-    logprob = logits.gather(-1, token) - highest - total.log()
-    return token.squeeze(-1), logprob.squeeze(-1)
-
-
-def most_likely(logits: Float[Tensor, "r v"]) -> tuple[Int[Tensor, " r"], Float[Tensor, " r"]]:
-    """The most likely token of each row and its log-prob."""
-    highest, token = logits.max(-1)
-    return token, highest - logits.logsumexp(-1)
-
-
-def _uniform(seed: int, n: int) -> Float[Tensor, " n"]:
-    return torch.rand(n, generator=torch.Generator().manual_seed(seed))
+def _up(n: int, step: int, most: int) -> int:
+    """`n` rounded up to a multiple of `step`, at most `most`."""
+    return min(most, -(-n // step) * step)

@@ -18,8 +18,8 @@ from rlhflab.rollout.reward_role import other_base
 from rlhflab.rollout.sampling import sample
 from rlhflab.rollout.scoring import Reward
 
-Ask = Callable[[Sequence[Prompt]], list[str]]
-"""What the judge writes to each prompt."""
+Ask = Callable[[Sequence[Prompt]], Sequence[str | None]]
+"""What the judge writes to each prompt; None where the prompt is longer than it can read."""
 QUESTION = """\
 Two assistants answered the conversation below. {criteria}
 
@@ -44,7 +44,8 @@ def judge_reward(policy: SharedModel, micro_tokens: int, *, model: str | None = 
 
     `model`: a base model by name, the policy's own base where absent; `adapter`: folder of its adapter. An answer is
     compared with the other samples for its prompt, or with the text at `key` of the prompt's facts. A verdict that
-    cannot be read, or that changes with the order, does not count; without any that counts an answer is unscored.
+    cannot be read, or that changes with the order, does not count, nor does a comparison that does not fit the judge's
+    context; without any that counts an answer is unscored.
     """
     judging = policy if model is None else other_base(model, policy)
     role = None
@@ -53,9 +54,12 @@ def judge_reward(policy: SharedModel, micro_tokens: int, *, model: str | None = 
         judging.load_role(role, Path(adapter))
     chat = ChatFormat(judging.tokenizer)
 
-    def ask(questions: Sequence[Prompt]) -> list[str]:
-        return [answer.text for answer in sample(judging, chat, questions, role=role, samples=0, greedy=True,
-                                                 max_new_tokens=max_new_tokens)]
+    def ask(questions: Sequence[Prompt]) -> list[str | None]:
+        fit = [len(chat.prompt(each)) + max_new_tokens <= judging.context for each in questions]
+        fitting = [each for each, fits in zip(questions, fit, strict=True) if fits]
+        answers = iter(sample(judging, chat, fitting, role=role, samples=0, greedy=True,
+                              max_new_tokens=max_new_tokens) if fitting else [])
+        return [next(answers).text if fits else None for fits in fit]
 
     by = f"judge:{judging.base.name}"
     return lambda rollouts: judged(rollouts, ask, against=against, key=key, criteria=criteria, by=by)
@@ -103,8 +107,10 @@ def question(duel: Duel, criteria: str) -> Prompt:
     return Prompt(id="judge", messages=(Message(role="user", content=content),))
 
 
-def verdict(duel: Duel, first: str, second: str) -> Verdict:
+def verdict(duel: Duel, first: str | None, second: str | None) -> Verdict:
     """Of what the judge wrote on (a, b) and on (b, a)."""
+    if first is None or second is None:
+        return Verdict(None, "the conversation with both answers is longer than the judge's context")
     letters = [LETTER.fullmatch(text.strip()) for text in (first, second)]
     for text, letter in zip((first, second), letters, strict=True):
         if letter is None:

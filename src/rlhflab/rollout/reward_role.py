@@ -14,7 +14,7 @@ from torch import Tensor
 from rlhflab.core.batch import TokenAnswer, Tree
 from rlhflab.core.calibration import LengthCurve, fit_length_curve
 from rlhflab.data.chat import ChatFormat
-from rlhflab.data.types import Rollout
+from rlhflab.data.types import Rollout, Score
 from rlhflab.model.shared import RoleRecord, SharedModel
 from rlhflab.rollout.scoring import score_members
 
@@ -90,3 +90,16 @@ def retold_trees(chat: ChatFormat, rollouts: Sequence[Rollout]) -> list[Tree]:
         return whole if rollout.stopped else whole[:-1] or whole
 
     return [Tree(prompt=chat.prompt(rollout.prompt), answers=(TokenAnswer(ids=ids(rollout)),)) for rollout in rollouts]
+
+
+def scores_within(context: int, trees: Sequence[Tree], read: Callable[[Sequence[Tree]], list[float]], *,
+                  by: str) -> list[Score]:
+    """The score of each tree's one answer; none where prompt and answer are longer than `context`, in tokens.
+
+    The policy's own base has room for whatever it sampled, another model may count more tokens or have less room.
+    """
+    fitting = [tree for tree in trees if len(tree) <= context]
+    values = iter(read(fitting) if fitting else [])
+    return [Score(value=next(values), by=by) if len(tree) <= context else
+            Score(value=None, by=by, reason=f"prompt and answer have {len(tree)} tokens, and the reward model reads "
+                  f"{context} at most") for tree in trees]

@@ -15,13 +15,14 @@ from pydantic import Field
 
 from rlhflab.catalog import Catalog
 from rlhflab.config import Choice, RewardSource
+from rlhflab.core.batch import Tree
 from rlhflab.data.chat import ChatFormat
 from rlhflab.data.types import Rollout, Score
-from rlhflab.errors import ConfigError, RunError
+from rlhflab.errors import ConfigError
 from rlhflab.model.shared import SharedModel
 from rlhflab.rollout.http import http_reward
 from rlhflab.rollout.judges import judge_reward
-from rlhflab.rollout.reward_role import Combine, other_base, retold_trees, role_scores
+from rlhflab.rollout.reward_role import Combine, other_base, retold_trees, role_scores, scores_within
 from rlhflab.rollout.sampling import rollout_trees
 from rlhflab.rollout.scoring import Reward as Reward
 from rlhflab.rollout.shaping import Standardised, reward_shaping
@@ -53,18 +54,20 @@ def role_reward(policy: SharedModel, micro_tokens: int, *, path: str | None = No
     if role not in scoring.records:
         if path is None:
             raise ConfigError("reward: a role needs the path of its folder, such as runs/reward/roles/reward")
-        scoring.load_role(role, Path(path), head="stored")
+        scoring.load_role(role, Path(path), head="stored", share=True)
     if length_correction and not scoring.records[role].length_curve:
         raise ConfigError(f"reward: role {role!r} holds no length curve to correct by; train it again")
-    chat = ChatFormat(scoring.tokenizer)
+    chat, by = ChatFormat(scoring.tokenizer), f"role:{role}"
 
-    def score(rollouts: Sequence[Rollout]) -> list[Score]:
-        trees = rollout_trees(rollouts) if scoring is policy else retold_trees(chat, rollouts)
-        scores = torch.cat(role_scores(scoring, trees, role=role, micro_tokens=micro_tokens, combine=combine,
-                                       uwo_lambda=uwo_lambda, length_correction=length_correction))
-        return [Score(value=x, by=f"role:{role}") for x in scores.tolist()]
+    def read(trees: Sequence[Tree]) -> list[float]:
+        scores: list[float] = torch.cat(role_scores(
+            scoring, trees, role=role, micro_tokens=micro_tokens, combine=combine, uwo_lambda=uwo_lambda,
+            length_correction=length_correction)).tolist()
+        return scores
 
-    return score
+    if scoring is policy:
+        return lambda rollouts: [Score(value=x, by=by) for x in read(rollout_trees(rollouts))]
+    return lambda rollouts: scores_within(scoring.context, retold_trees(chat, rollouts), read, by=by)
 
 
 @reward_source("verifier", needs=("facts, for some",))
@@ -114,8 +117,7 @@ def make_reward(sources: Sequence[RewardSource], model: SharedModel, *, micro_to
     carried: dict[str, Standardised] = {}
     terms = []
     for i, source in enumerate(sources):
-        term: Reward = _finite(f"reward.{i}", reward_source.bind(source.name, source.options, where=f"reward.{i}")(
-            model, micro_tokens))
+        term: Reward = reward_source.bind(source.name, source.options, where=f"reward.{i}")(model, micro_tokens)
         if source.shaping is not None:
             shaping = reward_shaping.bind(source.shaping.name, source.shaping.options, where=f"reward.{i}.shaping")
             term = shaping(term, model)
@@ -146,16 +148,3 @@ class Mixture:
             cap = math.inf if source.cap is None else source.cap
             total += source.weight * min(max(score.value, -cap), cap)
         return Score(value=total, by=" + ".join(score.by for score in scores))
-
-
-def _finite(where: str, reward: Reward) -> Reward:
-    """`reward`, which stops the run if it says NaN or infinity: either would spoil every weight at the next step."""
-    def checked(rollouts: Sequence[Rollout]) -> list[Score]:
-        scores = reward(rollouts)
-        for rollout, score in zip(rollouts, scores, strict=True):
-            if score.value is not None and not math.isfinite(score.value):
-                raise RunError(f"{where}: {score.by} scored an answer to row {rollout.prompt.id} {score.value}; "
-                               "a score is a finite number, or None where there is none")
-        return scores
-
-    return checked

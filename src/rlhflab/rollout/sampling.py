@@ -1,26 +1,30 @@
 """From prompts to rollouts: text in, `Rollout` records out. Seeds are made here, so that a run can be repeated."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from rlhflab.core.batch import TokenAnswer, Tree
 from rlhflab.data.chat import ChatFormat
 from rlhflab.data.types import Prompt, Rollout
 from rlhflab.model.shared import SharedModel
-from rlhflab.rollout.engine import generate
+from rlhflab.rollout.engine import Engine, generate
 
 
 def sample(model: SharedModel, chat: ChatFormat, prompts: Sequence[Prompt], *, role: str | None, samples: int = 1,
            max_new_tokens: int, temperature: float = 1.0, seed: int = 0, greedy: bool = False,
+           engine: Engine | None = None,
            advance: Callable[[int], None] = lambda answers: None) -> list[Rollout]:
     """`samples` answers to each prompt, those of one prompt next to each other, in the order of `prompts`.
 
-    `greedy` puts the most likely answer, whose seed is None, before the samples of each prompt.
+    `greedy` puts the most likely answer, whose seed is None, before the samples of each prompt. `engine`: what writes
+    them, our own where absent.
     """
     prompt_ids = [chat.prompt(prompt) for prompt in prompts]
     first: list[int | None] = [None] if greedy else []
     seeds = [[*first, *(answer_seed(seed, i, k) for k in range(samples))] for i in range(len(prompts))]
-    written = generate(model, prompt_ids, role=role, seeds=seeds, max_new_tokens=max_new_tokens,
-                       stop_ids=chat.stop_ids, temperature=temperature, advance=advance)
+    written = (engine or partial(generate, model))(
+        prompt_ids, role=role, seeds=seeds, max_new_tokens=max_new_tokens, stop_ids=chat.stop_ids,
+        temperature=temperature, advance=advance)
     return [Rollout(prompt=prompt, prompt_ids=ids, token_ids=answer.token_ids, logprobs=answer.logprobs,
                     text=chat.text(answer.token_ids), finish=answer.finish, seed=own_seed)
             for prompt, ids, answers, own in zip(prompts, prompt_ids, written, seeds, strict=True)

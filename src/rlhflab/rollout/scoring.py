@@ -1,13 +1,14 @@
 """Forward passes over many trees without gradient: scores and log-probs, in the order the trees came in."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rlhflab.core.batch import Batch, Tree, micro_batches, pack
+from rlhflab.config import Run
+from rlhflab.core.batch import SHELF, Batch, Shelf, Tree, micro_batches
 from rlhflab.data.types import Rollout, Score
 from rlhflab.model.shared import SharedModel
 
@@ -28,22 +29,41 @@ def score_members(model: SharedModel, trees: Sequence[Tree], *, role: str,
 
 
 def tree_logprobs(model: SharedModel, trees: Sequence[Tree], *, role: str | None, micro_tokens: int,
-                  temperature: float = 1.0) -> list[Float[Tensor, " s"]]:
+                  temperature: float = 1.0, shelf: Shelf | None = None) -> list[Float[Tensor, " s"]]:
     """Log-probs of the scored tokens of each tree, its answers one after the other, on the CPU."""
     return read_trees(model, trees, lambda batch: model.logprobs(batch, role, temperature=temperature).logprob,
-                      per="token", micro_tokens=micro_tokens)
+                      per="token", micro_tokens=micro_tokens, shelf=shelf)
 
 
 @torch.no_grad()
 def read_trees(model: SharedModel, trees: Sequence[Tree], read: Callable[[Batch], Tensor], *,
-               per: Literal["answer", "token"], micro_tokens: int) -> list[Tensor]:
-    """`read` over micro-batches of similar length; its values, one an answer or a scored token, split by tree."""
+               per: Literal["answer", "token"], micro_tokens: int, shelf: Shelf | None = None) -> list[Tensor]:
+    """`read` over micro-batches of similar length; its values, one an answer or a scored token, split by tree.
+
+    `shelf`: of trees that other roles read too.
+    """
+    shelf = shelf or Shelf(room=0)
     results: list[Tensor] = [torch.empty(0)] * len(trees)
     for part in micro_batches([len(tree) for tree in trees], micro_tokens):
-        batch = pack([trees[i] for i in part]).to(model.device)
+        batch = shelf.pack([trees[i] for i in part], model.device)
         tree_of_answer = torch.tensor([k for k, i in enumerate(part) for _ in trees[i].answers])
         tree_of_value = tree_of_answer if per == "answer" else tree_of_answer[batch.owner.cpu()]
         sizes = torch.bincount(tree_of_value, minlength=len(part)).tolist()
         for i, values in zip(part, read(batch).cpu().split(sizes), strict=True):
             results[i] = values
     return results
+
+
+@torch.no_grad()
+def filled_shelf(run: Run, model: SharedModel, trees: Sequence[Tree], past: Iterable[Sequence[int]], *,
+                 role: str) -> Shelf:
+    """Where a run over fixed data keeps the trunks of what comes again: nothing, in a single epoch.
+
+    `past`: the steps a resumed run has done, which are read again in the batches they were read in, since another batch
+    would round them otherwise.
+    """
+    shelf = Shelf(room=SHELF if run.epochs > 1 and model.trunk_blocks else 0)
+    for step in past if shelf.room else ():
+        for part in micro_batches([len(trees[i]) for i in step], run.micro_tokens):
+            model.hidden(shelf.pack([trees[step[i]] for i in part], model.device), role)
+    return shelf

@@ -151,7 +151,7 @@ class Demo:
 
     def collect(self) -> int:
         """Preference pairs: answers of the SFT policy, judged by unbiased annotators."""
-        self.lab.start_role("sampler", self._recipe("dpo"))
+        self.lab.start_role("sampler", self._recipe("sft", "--start", self._path("sft/roles/policy")))
         collected = collect_pairs(self.lab, self.task, role="sampler", prompts=self.size.comparison_prompts,
                                   seed=self.seed)
         self.lab.drop_roles()

@@ -29,6 +29,22 @@ class Lab:
         model = SharedModel.load(name, dtype=dtype, device=device, quantize=quantize)
         return cls(model=model, chat=ChatFormat(model.tokenizer), progress=progress)
 
+    def resolved(self, run: Run) -> Run:
+        """`run` with the shape its adapter will have: that of `start`, where the trained role is a copy of it.
+
+        ConfigError where the run asks for another shape, which a copy cannot have.
+        """
+        if run.start is None or run.stack:
+            return run
+        shape = self.model.stored_lora(Path(run.start))
+        for key in sorted(run.lora.model_fields_set - {"dropout"}):
+            asked, found = (sorted(x) if isinstance(x, list) else x
+                            for x in (getattr(run.lora, key), getattr(shape, key)))
+            if asked != found:
+                raise ConfigError(f"lora.{key}: is {asked!r}, but the run starts from a copy of {run.start}, where it "
+                                  f"is {found!r}; leave lora.{key} out, or train a fresh adapter on top: stack: true")
+        return run.model_copy(update={"lora": shape})
+
     def start_role(self, name: str, run: Run, *, head: Literal["none", "zero", "random"] = "none",
                    outputs: int = 1) -> None:
         """A trainable role: a fresh adapter on the base, a copy of the adapter `run.start`, or a fresh one on it."""
@@ -45,13 +61,12 @@ class Lab:
             self.model.load_role(name, Path(run.start), trainable=True, head=head, outputs=outputs, seed=run.seed)
 
     def freeze_reference(self, run: Run, *, of: str = "policy", moves: bool = False) -> str | None:
-        """The policy as it starts, kept: a frozen copy of its own adapter, or the base itself (None).
+        """The policy as it starts, kept: a frozen copy of its adapter, or what it is stacked on, or the base (None).
 
-        The copy of a stacked policy stands on the same frozen start, to which it adds 0. A reference that `moves` is an
-        adapter in any case, since the base stays what it is.
+        A reference that `moves` is a copy in any case, since what others stand on stays what it is.
         """
-        if run.start is None and not moves:
-            return None
+        if not moves and (run.start is None or run.stack):
+            return START if run.stack and run.start is not None else None
         self.model.add_role("reference", run.lora, copy_of=of, trainable=False)
         return "reference"
 

@@ -19,9 +19,9 @@ from rlhflab.core.losses import policy_loss
 from rlhflab.core.returns import advantage_estimator
 from rlhflab.core.stats import mean_interval
 from rlhflab.data.types import PreferencePair, Prompt, Rollout, Score, Thumb
-from rlhflab.errors import DataError
+from rlhflab.errors import ConfigError, DataError
 from rlhflab.rollout.probe import Probe
-from rlhflab.rollout.rewards import Reward, make_reward
+from rlhflab.rollout.rewards import Reward, make_reward, reward_source
 from rlhflab.runs import sources
 from rlhflab.runs.folder import RunFolder
 from rlhflab.runs.lab import Lab
@@ -80,8 +80,8 @@ def reward_stage(run: RewardRun, lab: Lab, folder: RunFolder) -> Summary:
     unseen = [sources.preference_tree(lab.chat, group) for group in held_out]
     measured = measure_role(run, lab.model, seen=preferences[:NORMALISED_ON], unseen=unseen,
                             prompts=[pair.prompt.messages for group in held_out for pair in group])
-    probes = scores_by_batch(lab, [each.tree for each in unseen], role="reward")
     lab.model.save_role("reward", folder.path / "roles" / "reward")
+    probes = scores_by_batch(lab, [each.tree for each in unseen], role="reward")
     ceiling = noise_ceiling(opinions(pairs))
     return {"prompts": len(train), "pairs": sum(map(len, train)), "held_out_pairs": len(measured.scores),
             "tokens": tokens, "probes": probes, **reward_quality([pair for group in train for pair in group],
@@ -111,7 +111,7 @@ def learn_reward(run: RewardRun, lab: Lab, folder: RunFolder, preferences: Seque
 
 def dpo_stage(run: DpoRun, lab: Lab, folder: RunFolder) -> Summary:
     """Train `policy` on preference pairs, or on thumbs where the loss learns from them, against its frozen start."""
-    goal = objective(run)  # a typing error is found before the sampling
+    goal = objective(run)
     judged: Sequence[PreferencePair | Thumb]
     loop_of: Callable[..., Iterator[Step]]
     if goal.on_thumbs:
@@ -138,13 +138,12 @@ def dpo_stage(run: DpoRun, lab: Lab, folder: RunFolder) -> Summary:
 
 def ppo_stage(run: PpoRun, lab: Lab, folder: RunFolder) -> Summary:
     """Train `policy` by PPO, RLOO or GRPO against its frozen start, and a critic where the advantage needs one."""
-    policy_loss.bind(run.policy_loss.name, run.policy_loss.options, where="policy_loss")
-    advantage_estimator.bind(run.advantage.name, run.advantage.options, where="advantage")
     sampling = start_sampling(run, lab)
     roles = ["policy"]
     if has_critic(run):
-        critic = "reward" if "reward" in lab.model.records else "policy"
-        lab.model.add_role("value", run.lora, copy_of=critic, head="zero")
+        # A critic that adapts every block beside a policy that does not would leave no trunk to share.
+        like = "reward" in lab.model.records and lab.model.stacked("reward") == lab.model.stacked("policy")
+        lab.model.add_role("value", run.lora, copy_of="reward" if like else "policy", head="zero")
         roles.append("value")
     label = {"gae": "PPO"}.get(run.advantage.name, run.advantage.name.upper())
     return train_on_samples(train_ppo, run, sampling, lab, folder, label=label, roles=roles)
@@ -157,7 +156,6 @@ def best_of_n_stage(run: BestOfNRun, lab: Lab, folder: RunFolder) -> Summary:
 
 def online_dpo_stage(run: OnlineDpoRun, lab: Lab, folder: RunFolder) -> Summary:
     """Train `policy` on pairs of answers it samples, which the reward labels."""
-    objective(run)  # a typing error is found before the sampling
     return train_on_samples(train_online_dpo, run, start_sampling(run, lab), lab, folder, label="online DPO")
 
 
@@ -181,6 +179,24 @@ def run_stage(run: Run, lab: Lab, folder: RunFolder) -> Summary:
     folder.write_json("summary.json", summary)
     checkpoints(run, folder).drop()
     return summary
+
+
+def check_choices(run: Run) -> None:
+    """What a run says of entries of catalogues, before a model is loaded. ConfigError names the key and its value."""
+    if isinstance(run, DpoRun | OnlineDpoRun):
+        objective(run)
+    if isinstance(run, SampledRun):
+        for i, source in enumerate(run.reward):
+            reward_source.entry(source.name, where=f"reward.{i}")
+    if isinstance(run, PpoRun):
+        policy_loss.bind(run.policy_loss.name, run.policy_loss.options, where="policy_loss")
+        advantage_estimator.bind(run.advantage.name, run.advantage.options, where="advantage")
+        has_critic(run)
+        needs = advantage_estimator.entry(run.advantage.name, where="advantage").needs
+        compares = "two samples" in needs or run.advantage.options.get("baseline") == "prompt"
+        if compares and run.samples < 2:
+            raise ConfigError(f"samples: is {run.samples}, but advantage {run.advantage.name} compares the answers to "
+                              "one prompt with each other, so it must be at least 2")
 
 
 def checkpoints(run: Run, folder: RunFolder, *roles: str) -> Checkpoints:
@@ -208,6 +224,9 @@ def follow(loop: Iterator[Step], lab: Lab, folder: RunFolder, kept: Checkpoints,
         for step in loop:
             folder.append("metrics.jsonl", {"step": step.number, "seconds": round(step.seconds, 3), **step.metrics})
             kept.keep(step.number, step.state, lab.model)
+            if (lowered := step.metrics.get("micro_tokens")) is not None:
+                lab.progress.say(f"Out of memory in step {step.number}: from here on, micro-batches have at most "
+                                 f"{lowered:.0f} tokens.")
             tokens += int(step.metrics.get("tokens") or 0)
             bar.advance(1, **{name: step.metrics.get(name) for name in show})
     return tokens

@@ -6,16 +6,19 @@ from rlhflab.analysis.report import write_report
 from rlhflab.config import Run, read_run
 from rlhflab.errors import RunError
 from rlhflab.progress import Progress
+from rlhflab.runs.estimate import within_memory
 from rlhflab.runs.folder import Record, RunFolder
 from rlhflab.runs.lab import Lab
-from rlhflab.runs.stages import run_stage
+from rlhflab.runs.stages import check_choices, run_stage
 
 
 def run_training(run: Run, *, out: Path | None, progress: Progress) -> Path:
     """Train as `run` says, into a new folder, which is returned."""
+    check_choices(run)
     if out is not None and out.exists():
         RunFolder.create(out)  # refuses before the model is loaded
     lab = _load(run, progress)
+    run = within_memory(lab.resolved(run), lab)
     folder = RunFolder.create(out) if out is not None else RunFolder.named(run.kind)
     return _train(run, lab, folder)
 

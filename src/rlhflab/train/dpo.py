@@ -10,11 +10,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rlhflab.config import DpoRun, OnlineDpoRun, PairObjective
-from rlhflab.core.batch import Batch, PreferenceTree, micro_batches, pack, pair_index
+from rlhflab.core.batch import Batch, PreferenceTree, Shelf, pair_index
 from rlhflab.core.losses import Loss
 from rlhflab.core.preference import PairLoss, add_nll, answer_logprobs, less_tail
 from rlhflab.model.shared import SharedModel
 from rlhflab.rollout.probe import Probe
+from rlhflab.rollout.scoring import filled_shelf
 from rlhflab.train.guards import refuse_wrong_reference
 from rlhflab.train.preferences import Reference, measured_kl, objective
 from rlhflab.train.state import Saved, Schedule, Step, TrainState
@@ -31,12 +32,13 @@ def train_dpo(run: DpoRun, model: SharedModel, preferences: Sequence[PreferenceT
     schedule = Schedule.of(run, len(preferences))
     state = TrainState(run.optimizer, [(model.parameters(role), run.optimizer.learning_rate)],
                        total=len(schedule), saved=saved)
-    compared = Reference(run, model, reference, [each.tree for each in preferences],
-                         past=schedule.past(run.seed, state.done)) if goal.has_reference else None
+    trees, past = [each.tree for each in preferences], list(schedule.past(run.seed, state.done))
+    shelf = filled_shelf(run, model, trees, past, role=role)
+    compared = Reference(run, model, reference, trees, shelf=shelf, past=past) if goal.has_reference else None
     for indices in schedule.order(run.seed, done=state.done):
         step = [preferences[i] for i in indices]
         stored = partial(compared.logprobs, indices) if compared else None
-        learn_pairs(run, goal.loss_of, model, step, stored, state, role=role, reference=reference)
+        learn_pairs(run, goal.loss_of, model, step, stored, state, role=role, reference=reference, shelf=shelf)
         state.optimize()
         kl = measured_kl(run, model, probe, state, role=role, reference=reference)
         if compared:
@@ -46,15 +48,16 @@ def train_dpo(run: DpoRun, model: SharedModel, preferences: Sequence[PreferenceT
 
 def learn_pairs(run: DpoRun | OnlineDpoRun, loss_of: PairLoss, model: SharedModel, step: Sequence[PreferenceTree],
                 stored: Callable[[Sequence[int], Batch], Tensor] | None, state: TrainState, *, role: str,
-                reference: str | None) -> None:
+                reference: str | None, shelf: Shelf) -> None:
     """Add up the gradient of the mean loss over all pairs of an optimizer step.
 
     `stored(items, batch)`: log-probs of `reference` for a batch of the trees number `items` of the step, (s,); None for
     a loss that needs none.
     """
     pairs = sum(len(each.chosen) for each in step)
-    for part in micro_batches([len(each.tree) for each in step], run.micro_tokens):
-        batch = pack([step[i].tree for i in part]).to(model.device)
+
+    def learn(part: list[int]) -> None:
+        batch = shelf.pack([step[i].tree for i in part], model.device)
         reference_logprob = stored(part, batch) if stored else None
         policy = model.logprobs(batch, role).logprob
         if state.number == 0 and reference_logprob is not None:
@@ -63,6 +66,8 @@ def learn_pairs(run: DpoRun | OnlineDpoRun, loss_of: PairLoss, model: SharedMode
         loss = pair_loss(run, loss_of, policy, reference_logprob, batch, chosen, rejected)
         (loss.each.sum() / pairs).backward()
         state.note(loss.metrics)
+
+    state.accumulate([len(each.tree) for each in step], learn, micro_tokens=run.micro_tokens)
 
 
 def pair_loss(run: PairObjective, loss_of: PairLoss, policy: Float[Tensor, " s"],

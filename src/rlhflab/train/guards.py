@@ -62,23 +62,27 @@ def _turn_ends(answer: TokenAnswer) -> list[int]:
 
 @torch.no_grad()
 def batch_gap(model: SharedModel, trees: Sequence[Tree], *, role: str) -> dict[str, float]:
-    """How far the raw scores of answers lie apart that are read alone, all in one batch, and in reversed order."""
+    """How far the raw scores of answers lie apart that are read alone, all in one batch, and in reversed order.
+
+    Of an ensemble those of each member, since one of them may be all that counts.
+    """
     alone = [Tree(prompt=tree.prompt, answers=(answer,)) for tree in trees for answer in tree.answers]
     backwards = [Tree(prompt=tree.prompt, answers=tree.answers[::-1]) for tree in trees[::-1]]
 
     def scores(batch: Sequence[Tree]) -> Tensor:
-        return model.score(pack(batch).to(model.device), role)
+        return model.outputs(pack(batch).to(model.device), role)
 
     each = torch.cat([scores([tree]) for tree in alone])
     return _gap("batch_gap", torch.stack([scores(trees), scores(backwards).flip(0)]) - each)
 
 
 def refuse_batch_gap(gap: dict[str, float], *, sigma: float, dtype: torch.dtype) -> None:
-    """A score is a property of the answer. fp32: at most 1e-4 for any; bf16: at most .02 `sigma` in the mean.
+    """A score is a property of the answer. fp32: at most 1e-4 for any; bf16: at most .1 `sigma` in the mean.
 
-    In bf16 a sum in another order moves single scores of a 30-layer model by up to .04 of their deviation `sigma`.
+    In bf16 a sum in another order moves the scores of a 30-layer model, in the mean, by .009 of their deviation `sigma`
+    after a whole run and by .03 to .04 while the head has hardly learnt; reading another token moves them by about 1.
     """
-    name, limit = ("batch_gap_max", 1e-4) if dtype == torch.float32 else ("batch_gap_mean", 0.02 * sigma)
+    name, limit = ("batch_gap_max", 1e-4) if dtype == torch.float32 else ("batch_gap_mean", 0.1 * sigma)
     if not gap[name] <= limit:
         raise RunError(f"the score of an answer depends on what it is batched with: alone, in one batch and in "
                        f"reversed order it differs ({name} {gap[name]:.3g}, limit {limit:.3g})")
@@ -95,10 +99,9 @@ def reading_gap(model: SharedModel, trees: Sequence[Tree], role: str, other: str
     return _gap("reading_gap", read(role) - read(other))
 
 
-def refuse_reading_gap(gap: dict[str, float], *, where: str, rounded: bool, dtype: torch.dtype) -> None:
-    """Weights that were written and read are the same. Where sums were `rounded`: fp32, 1e-3; bf16, .05 in the mean."""
-    name, limit = ("reading_gap_mean", 0.05) if rounded and dtype != torch.float32 else ("reading_gap_max",
-                                                                                        1e-3 if rounded else 0.0)
-    if not gap[name] <= limit:
+def refuse_reading_gap(gap: dict[str, float], *, where: str, limit: float = 0.0) -> None:
+    """Weights that were written and read are the same, so they read the same. `limit` is for sums in another order."""
+    if not gap["reading_gap_max"] <= limit:
         raise RunError(f"{where}: loaded again, this role reads the same answers otherwise than the one that was "
-                       f"trained ({name} {gap[name]:.3g}, limit {limit:g}): it was not saved as it is")
+                       f"trained (reading_gap_max {gap['reading_gap_max']:.3g}, limit {limit:g}): it was not saved as "
+                       "it is")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlhflab.config import OnlineDpoRun
-from rlhflab.core.batch import Batch, PreferenceTree, Tree
+from rlhflab.core.batch import Batch, PreferenceTree, Shelf, Tree
 from rlhflab.data.chat import ChatFormat
 from rlhflab.data.types import Prompt
 from rlhflab.model.shared import SharedModel
@@ -38,11 +38,13 @@ def train_online_dpo(run: OnlineDpoRun, model: SharedModel, prompts: Sequence[Pr
                                observe=observe, role=role)
     for number, sampled in enumerate(rollouts, start=state.done):
         preferences = best_and_worst(sampled)
+        shelf = Shelf()
         logprobs = tree_logprobs(model, [each.tree for each in preferences], role=reference,
-                                 micro_tokens=run.micro_tokens) if goal.has_reference else None
+                                 micro_tokens=run.micro_tokens, shelf=shelf) if goal.has_reference else None
         stored = partial(of_trees, logprobs) if logprobs is not None else None
         for _ in range(run.epochs):
-            learn_pairs(run, goal.loss_of, model, preferences, stored, state, role=role, reference=reference)
+            learn_pairs(run, goal.loss_of, model, preferences, stored, state, role=role, reference=reference,
+                        shelf=shelf)
             state.optimize()
         metrics = {**sampled.metrics, "pairs": float(len(preferences))}
         yield state.finish_step(metrics)._replace(number=number + 1)

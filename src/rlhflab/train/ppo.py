@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rlhflab.config import PpoRun
-from rlhflab.core.batch import Batch, micro_batches, pack
+from rlhflab.core.batch import Batch
 from rlhflab.core.losses import PolicyLoss, policy_loss, ppo_value_loss
 from rlhflab.core.returns import KL, Episodes, Estimator, advantage_estimator, explained_variance, token_weights
 from rlhflab.data.chat import ChatFormat
@@ -99,7 +99,8 @@ def gather_experience(run: PpoRun, model: SharedModel, sampled: Sampled, estimat
                       critic: str | None) -> Experience:
     """Values and advantages of a rollout. The KL term is part of the reward unless the run has it in the loss."""
     value = None if critic is None else torch.cat(read_trees(
-        model, sampled.trees, lambda batch: model.values(batch, critic), per="token", micro_tokens=run.micro_tokens))
+        model, sampled.trees, lambda batch: model.values(batch, critic), per="token", micro_tokens=run.micro_tokens,
+        shelf=sampled.shelf))
     in_reward = kl_coefficient if run.kl_in == "reward" else 0.0
     advantage, returns = estimate(Episodes(
         score=sampled.score, penalty=in_reward * KL[run.kl_kind](sampled.logprob, sampled.reference),
@@ -126,15 +127,18 @@ class Learner:
         of_trees = torch.isin(self.experience.tree_of_token, torch.tensor(trees)).nonzero().squeeze(-1)
         weight = torch.zeros(len(sampled.owner)).index_add(0, of_trees, token_weights(
             sampled.owner[of_trees], how=run.token_mean, budget=run.max_new_tokens))
-        update_kl = 0.0
-        for part in micro_batches([len(sampled.trees[i]) for i in trees], run.micro_tokens):
+
+        def learn(part: list[int]) -> float:
             chosen = [trees[i] for i in part]
-            batch = pack([sampled.trees[i] for i in chosen]).to(self.model.device)
+            batch = sampled.shelf.pack([sampled.trees[i] for i in chosen], self.model.device)
             token = torch.cat([(self.experience.tree_of_token == i).nonzero().squeeze(-1) for i in chosen])
-            if self.policy_learns:
-                update_kl += self._policy_loss(batch, token, weight[token])
+            update_kl = self._policy_loss(batch, token, weight[token]) if self.policy_learns else 0.0
             if self.critic is not None:
                 self._value_loss(batch, token, weight[token])
+            return update_kl
+
+        update_kl = sum(self.state.accumulate([len(sampled.trees[i]) for i in trees], learn,
+                                              micro_tokens=run.micro_tokens))
         if run.stop_kl is not None and update_kl / len(of_trees) > run.stop_kl:
             self.state.forget_gradients()
             return False

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlhflab.config import DpoRun, OnlineDpoRun
-from rlhflab.core.batch import Batch, Tree, micro_batches, pack
+from rlhflab.core.batch import Batch, Shelf, Tree, micro_batches
 from rlhflab.core.losses import Loss
 from rlhflab.core.preference import preference_loss
 from rlhflab.errors import ConfigError
@@ -58,20 +58,23 @@ class Reference:
     Those of data that comes again are kept from its first batch on, unless the role moves.
     """
 
-    def __init__(self, run: DpoRun, model: SharedModel, role: str | None, trees: Sequence[Tree], *,
+    def __init__(self, run: DpoRun, model: SharedModel, role: str | None, trees: Sequence[Tree], *, shelf: Shelf,
                  past: Iterable[Sequence[int]]) -> None:
         """`role` None is the base. `trees`: all the data, by whose places log-probs are asked for.
 
-        `past`: the steps a resumed run has done. What they kept is read again, in the batches they read it in, since
-        another batch would round it otherwise.
+        `past`: the steps a resumed run has done. What they kept is read again, in the batches they read it in, as for
+        `filled_shelf`.
         """
         self.model, self.role, self.moving = model, role, run.reference_ema
         self._trees = trees
         self._keeps = run.epochs > 1 and self.moving is None
         self._kept: dict[int, Tensor] = {}
+        self._new: dict[int, Tensor] = {}
+        """Of the step under way: if memory runs out, it is read again, in the smaller batches of the policy."""
         for step in past if self._keeps else ():
             for part in micro_batches([len(trees[i]) for i in step], run.micro_tokens):
-                self.logprobs(step, part, pack([trees[step[i]] for i in part]).to(model.device))
+                self.logprobs(step, part, shelf.pack([trees[step[i]] for i in part], model.device))
+            self._keep()
 
     def logprobs(self, step: Sequence[int], items: Sequence[int], batch: Batch) -> Float[Tensor, " s"]:
         """Of the scored tokens of `batch`, which holds the trees number `items` of those in `step`."""
@@ -82,14 +85,19 @@ class Reference:
             read = self.model.logprobs(batch, self.role).logprob
         if self._keeps:
             sizes = [self._trees[place].scored_tokens for place in places]
-            self._kept.update(zip(places, read.cpu().split(sizes), strict=True))
+            self._new.update(zip(places, read.cpu().split(sizes), strict=True))
         return read
 
     def follow(self, policy: str, *, number: int) -> None:
-        """Move towards `policy` if that is due after optimizer step `number`."""
+        """Optimizer step `number` is done: keep what it read, and move towards `policy` if that is due."""
+        self._keep()
         if self.moving is not None and number % self.moving.every == 0:
             assert self.role is not None, "the base does not move"
             self.model.move_role(self.role, towards=policy, mix=self.moving.mix)
+
+    def _keep(self) -> None:
+        self._kept.update(self._new)
+        self._new.clear()
 
 
 def measured_kl(run: DpoRun, model: SharedModel, probe: Probe | None, state: TrainState, *, role: str,

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from rlhflab.config import RewardRun
-from rlhflab.core.batch import PreferenceTree, micro_batches, pack, pair_index
+from rlhflab.core.batch import PreferenceTree, Shelf, pair_index
 from rlhflab.core.losses import Loss, bradley_terry_loss, length_loss
 from rlhflab.errors import RunError
 from rlhflab.model.shared import SharedModel
-from rlhflab.rollout.scoring import read_trees, score_members
+from rlhflab.rollout.scoring import filled_shelf, read_trees, score_members
 from rlhflab.train.state import Saved, Schedule, Step, TrainState
 
 QUALITY, LENGTH = 0, 1
@@ -38,27 +38,42 @@ def train_reward(run: RewardRun, model: SharedModel, preferences: Sequence[Prefe
                                        (model.head_parameters(role), run.head_learning_rate)],
                        total=len(schedule), saved=saved)
     weights = bootstrap(preferences, run.heads, seed=run.seed).to(model.device)
+    shelf = filled_shelf(run, model, [each.tree for each in preferences], schedule.past(run.seed, state.done),
+                         role=role)
     for indices in schedule.order(run.seed, done=state.done):
         step = [preferences[i] for i in indices]
-        pairs = sum(len(each.chosen) for each in step)
         pull = length_pull(run, model, step, role, state) if run.length_head else None
-        for part in micro_batches([len(each.tree) for each in step], run.micro_tokens):
-            trees = [step[i] for i in part]
-            outputs = model.outputs(pack([each.tree for each in trees]).to(model.device), role)
-            members = outputs.sum(-1, keepdim=True) if run.length_head else outputs
-            prompt = torch.tensor([indices[i] for i in part for _ in step[i].chosen], device=model.device)
-            losses = [pair_loss(run, trees, scores) for scores in members.unbind(-1)]
-            total = sum((weight[prompt] * loss.each).sum() for weight, loss in zip(weights, losses, strict=True))
-            total = total / (pairs * run.heads)
-            if pull is not None:
-                total = total + (torch.cat([pull[i] for i in part]) * outputs).sum()
-            total.backward()
-            for loss in losses:
-                state.note(loss.metrics)
+        learn_scores(run, model, step, weights[:, indices], pull, state, role=role, shelf=shelf)
         if run.length_head:
             part_heads(run, model, role, state)
         state.optimize()
         yield state.finish_step({"tokens": sum(len(each.tree) for each in step)})
+
+
+def learn_scores(run: RewardRun, model: SharedModel, step: Sequence[PreferenceTree], weights: Float[Tensor, "k trees"],
+                 pull: Sequence[Float[Tensor, "n 2"]] | None, state: TrainState, *, role: str,
+                 shelf: Shelf) -> None:
+    """Add up the gradient of the mean loss over all pairs of an optimizer step and all heads.
+
+    `weights`: of each tree of the step in each head's loss. `pull`: what `length_pull` returned, where it is used.
+    """
+    pairs = sum(len(each.chosen) for each in step)
+
+    def learn(part: list[int]) -> None:
+        trees = [step[i] for i in part]
+        outputs = model.outputs(shelf.pack([each.tree for each in trees], model.device), role)
+        members = outputs.sum(-1, keepdim=True) if run.length_head else outputs
+        prompt = torch.tensor([i for i in part for _ in step[i].chosen], device=model.device)
+        losses = [pair_loss(run, trees, scores) for scores in members.unbind(-1)]
+        total = sum((weight[prompt] * loss.each).sum() for weight, loss in zip(weights, losses, strict=True))
+        total = total / (pairs * run.heads)
+        if pull is not None:
+            total = total + (torch.cat([pull[i] for i in part]) * outputs).sum()
+        total.backward()
+        for loss in losses:
+            state.note(loss.metrics)
+
+    state.accumulate([len(each.tree) for each in step], learn, micro_tokens=run.micro_tokens)
 
 
 def head_outputs(run: RewardRun) -> int:

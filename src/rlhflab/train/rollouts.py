@@ -3,21 +3,21 @@
 No advantage, no pair and no loss here. Axes: s scored tokens of a rollout, n answers.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from rlhflab.config import EndRule, SampledRun
-from rlhflab.core.batch import Tree
+from rlhflab.core.batch import Shelf, Tree
 from rlhflab.core.returns import KL
 from rlhflab.data.chat import ChatFormat
 from rlhflab.data.types import Prompt, Rollout, Score
 from rlhflab.errors import RunError
 from rlhflab.model.shared import SharedModel
+from rlhflab.rollout.engines import make_engine
 from rlhflab.rollout.rewards import Reward
 from rlhflab.rollout.sampling import rollout_trees, sample
 from rlhflab.rollout.scoring import tree_logprobs
@@ -49,6 +49,8 @@ class Sampled:
     reference: Float[Tensor, " s"]
     metrics: dict[str, float | None]
     """What the rollout looked like before its update."""
+    shelf: Shelf = field(default_factory=Shelf)
+    """Where the trunks of `trees` are, for all roles that read them."""
 
     def answers_of_trees(self) -> list[Int[Tensor, " k"]]:
         """The numbers of each tree's answers."""
@@ -68,10 +70,11 @@ def sample_rollouts(run: SampledRun, model: SharedModel, prompts: Sequence[Promp
     state.carry("constant_rewards", constant)
     for name, each in getattr(reward, "carried", {}).items():
         state.carry(f"reward.{name}", each)
+    engine = make_engine(run.engine, model)
     schedule = Schedule(items=len(prompts), batch=run.batch, epochs=run.steps, steps=run.steps)
     for number, indices in enumerate(schedule.order(run.seed, done=state.done), start=state.done):
         rollouts = sample(model, chat, [prompts[i] for i in indices], role=role, samples=run.samples,
-                          max_new_tokens=run.max_new_tokens, temperature=run.temperature,
+                          max_new_tokens=run.max_new_tokens, temperature=run.temperature, engine=engine,
                           seed=run.seed * 1_000_003 + number)
         scored = reward(rollouts)
         seen = observe(rollouts, scored)
@@ -87,15 +90,16 @@ def sample_rollouts(run: SampledRun, model: SharedModel, prompts: Sequence[Promp
 def read_rollout(run: SampledRun, model: SharedModel, rollouts: Sequence[Rollout], scores: Sequence[float], *,
                  role: str, reference: str | None) -> Sampled:
     """Log-probs of a rollout's tokens under the policy and its reference, at the temperature of the sampling."""
-    trees = rollout_trees(rollouts)
+    trees, shelf = rollout_trees(rollouts), Shelf()
     lengths = torch.tensor([len(rollout.token_ids) for rollout in rollouts])
     logprob, reference_logprob = (
-        torch.cat(tree_logprobs(model, trees, role=each, micro_tokens=run.micro_tokens, temperature=run.temperature))
+        torch.cat(tree_logprobs(model, trees, role=each, micro_tokens=run.micro_tokens, temperature=run.temperature,
+                                shelf=shelf))
         for each in (role, reference))
     engine = torch.tensor([x for rollout in rollouts for x in rollout.logprobs])
     n = len(rollouts)
     return Sampled(
-        trees=trees, owner=torch.repeat_interleave(torch.arange(n), lengths),
+        trees=trees, shelf=shelf, owner=torch.repeat_interleave(torch.arange(n), lengths),
         prompt=torch.tensor([i for i, tree in enumerate(trees) for _ in tree.answers]),
         score=torch.tensor([end_score(run.end, clipped(score, run.reward_clip), stopped=rollout.stopped)
                             for rollout, score in zip(rollouts, scores, strict=True)]),
@@ -114,14 +118,7 @@ def kl_an_answer(logprob: Float[Tensor, " s"], reference: Float[Tensor, " s"], n
 
 def keep_scored(rollouts: Sequence[Rollout],
                 scores: Sequence[Score]) -> tuple[list[Rollout], list[float], int]:
-    """The scored rollouts, their scores, and how many were not scored. RunError where those are too many.
-
-    RunError too where a score is not a finite number: one NaN would spoil every weight.
-    """
-    for rollout, score in zip(rollouts, scores, strict=True):
-        if score.value is not None and not math.isfinite(score.value):
-            raise RunError(f"prompt {rollout.prompt.id}: the reward {score.by} is {score.value} for an answer; a "
-                           "reward is a finite number, or None where nothing can be scored")
+    """The scored rollouts, their scores, and how many were not scored. RunError where those are too many."""
     kept = [(rollout, score.value) for rollout, score in zip(rollouts, scores, strict=True) if score.value is not None]
     unscored = len(rollouts) - len(kept)
     if unscored > MOST_UNSCORED * len(rollouts):

@@ -3,16 +3,20 @@
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from rlhflab.config import Optimizer, Run
+from rlhflab.core.batch import micro_batches
 from rlhflab.errors import RunError
+from rlhflab.train.memory import MicroLimit
+
+T = TypeVar("T")
 
 
 class Step(NamedTuple):
@@ -70,12 +74,21 @@ class Meter:
         """The means so far, None where there was nothing to average; starts afresh."""
         if not self._sums:
             return {}
-        sums = torch.stack([torch.as_tensor(total).float() for total in self._sums.values()]).tolist()
+        totals = [torch.as_tensor(total).float() for total in self._sums.values()]
+        device = next((total.device for total in totals if total.device.type != "cpu"), torch.device("cpu"))
+        sums = torch.stack([total.to(device) for total in totals]).tolist()
         means = {name: total / self._counts[name] if self._counts[name] else None
                  for name, total in zip(self._sums, sums, strict=True)}
         self._sums.clear()
         self._counts.clear()
         return means
+
+    def copy(self) -> "Meter":
+        """Another meter with the same content."""
+        other = Meter()
+        other._sums.update(self._sums)
+        other._counts.update(self._counts)
+        return other
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,8 +116,8 @@ class Schedule:
         yield from islice(self._epochs(seed), done, len(self))
 
     def past(self, seed: int, done: int) -> Iterator[list[int]]:
-        """Item numbers of each of the first `done` steps."""
-        yield from islice(self._epochs(seed), done)
+        """Item numbers of each of the first `done` steps that belongs to the first epoch."""
+        yield from islice(self._epochs(seed), min(done, math.ceil(self.items / self.batch)))
 
     def _epochs(self, seed: int) -> Iterator[list[int]]:
         for epoch in range(self.epochs):
@@ -146,8 +159,10 @@ class TrainState:
         self._groups = [(parameters, rate) for parameters, rate in groups if parameters]
         self._optimizer = torch.optim.AdamW(
             [{"params": parameters, "lr": rate, "peak": rate} for parameters, rate in self._groups],
-            betas=(settings.beta1, settings.beta2), eps=settings.epsilon, weight_decay=settings.weight_decay)
-        self._carried: dict[str, Carried] = {}
+            betas=(settings.beta1, settings.beta2), eps=settings.epsilon, weight_decay=settings.weight_decay,
+            fused=all(p.is_cuda for parameters, _ in self._groups for p in parameters) or None)
+        self._limit = MicroLimit()
+        self._carried: dict[str, Carried] = {"micro_batches": self._limit}
         self._saved = saved
         self.done = 0 if saved is None else saved.step
         """Steps of the loop that were done when this state was made."""
@@ -179,6 +194,28 @@ class TrainState:
         self._optimizer.load_state_dict({**content, "state": dict(moments)})
         set_random_state(saved.tensors)
         self.number, self._seen_to_move = saved.number, saved.moved
+        self._limit.load_state_dict(saved.carried.get("micro_batches", {}))
+
+    def accumulate(self, lengths: Sequence[int], learn: Callable[[list[int]], T], *, micro_tokens: int) -> list[T]:
+        """Add up the gradients of an optimizer step: `learn` does forward and backward of each micro-batch.
+
+        It is told the items' numbers; `lengths` are theirs in tokens. Where the device runs out of memory, the step is
+        done again from its start, in micro-batches of half the size, and so are those that follow: gradients, metrics
+        and random state are put back, so that the result is that of a run with the smaller size. Returns what `learn`
+        returned. RunError where a single item does not fit.
+        """
+        meter, random = self.meter.copy(), random_state()
+        while True:
+            groups = micro_batches(lengths, self._limit.of(micro_tokens))
+            try:
+                return [learn(group) for group in groups]
+            except torch.OutOfMemoryError as error:
+                self._limit.halve(groups, lengths, error)
+            # Behind the block the error is gone, and with it the frames that hold the tensors.
+            self.forget_gradients()
+            self.meter = meter.copy()
+            set_random_state(random)
+            torch.cuda.empty_cache()
 
     def note(self, metrics: Mapping[str, Tensor]) -> None:
         """Metrics of one forward pass."""
@@ -207,7 +244,7 @@ class TrainState:
         """The numbers noted since the last call."""
         now = time.perf_counter()
         seconds, self._started = now - self._started, now
-        return Step(self.number, {**self.meter.read(), **(extra or {})}, seconds, self)
+        return Step(self.number, {**self.meter.read(), **(extra or {}), **self._limit.news()}, seconds, self)
 
     def _refuse_standstill(self, before: list[Tensor], norm: float) -> None:
         if norm == 0 and self._may_have_nothing_to_learn:
