@@ -118,24 +118,29 @@ def test_a_stacked_run_is_saved_as_one_adapter_that_plain_peft_loads(kind: str, 
             torch.testing.assert_close(plain(input_ids=ids).logits, logits, atol=1e-4, rtol=1e-4)
 
 
-def test_a_stacked_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path,
-                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("kind", "flags", "last"), [
+    ("dpo", [], 2), *((kind, ["--lora.last_layers", "1", "--epochs", "3", "--steps", "9", "--micro_tokens", "100"], 6)
+                      for kind in ("sft", "dpo", "reward"))])
+def test_a_stacked_run_that_was_stopped_goes_on_to_the_same_bits(
+        kind: str, flags: list[str], last: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the last block alone, in a later epoch: the trunks that were kept are those of the first epoch's batches."""
     start, whole, stopped = start_folder(tmp_path / "start"), tmp_path / "whole", tmp_path / "stopped"
-    more = ["--start", str(start), "--stack", "true"]
-    assert main(command("dpo", tmp_path, whole, *more)) == 0
+    more = ["--start", str(start), "--stack", "true", *flags]
+    assert main(command(kind, tmp_path, whole, *more)) == 0
     keep = Checkpoints.keep
 
     def stopping(self: Checkpoints, number: int, *rest: Any) -> None:
         keep(self, number, *rest)
-        if number == 2:
+        if number == last:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "keep", stopping)
-        assert main(command("dpo", tmp_path, stopped, *more)) == 130
+        assert main(command(kind, tmp_path, stopped, *more)) == 130
     assert main(["train", "--resume", str(stopped)]) == 0
     for name in ("adapter_model.safetensors", "adapter_config.json"):
-        assert (whole / "roles/policy" / name).read_bytes() == (stopped / "roles/policy" / name).read_bytes()
+        role = "reward" if kind == "reward" else "policy"
+        assert (whole / "roles" / role / name).read_bytes() == (stopped / "roles" / role / name).read_bytes()
     assert summary_of(whole) == summary_of(stopped)
 
 
