@@ -195,3 +195,14 @@ def test_a_finished_run_has_nothing_to_go_on_with(tmp_path: Path, capsys: pytest
     assert main([*command("dpo", tmp_path, tmp_path / "run"), "--steps", "1"]) == 0
     assert main(["train", "--resume", str(tmp_path / "run")]) == 2
     assert "this run is finished" in capsys.readouterr().err
+
+
+def test_a_run_killed_after_its_summary_is_closed_and_gets_its_report(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert main([*command("dpo", tmp_path, run), "--steps", "1"]) == 0
+    record = json.loads((run / "record.json").read_text())
+    (run / "record.json").write_text(json.dumps({**record, "status": "running"}))
+    (run / "report.html").unlink()
+    assert main(["train", "--resume", str(run)]) == 0
+    assert json.loads((run / "record.json").read_text())["status"] == "finished"
+    assert (run / "report.html").is_file()

@@ -28,11 +28,14 @@ def resume_training(path: Path, *, progress: Progress) -> Path:
     folder = RunFolder(path)
     if not folder.has("config.yaml") or not folder.has("record.json"):
         raise RunError(f"{path}: is not the folder of a run")
-    if folder.has("summary.json"):
-        raise RunError(f"{path}: this run is finished; there is nothing to go on with")
+    record = folder.read_json("record.json")
     run = read_run(None, path / "config.yaml")
+    if folder.has("summary.json"):
+        if record["status"] == "finished" and folder.has("report.html"):
+            raise RunError(f"{path}: this run is finished; there is nothing to go on with")
+        return _finish(Record(folder, run.kind, base=record["base"]), folder)  # it was killed after its last step
     lab = _load(run, progress)
-    stored = folder.read_json("record.json")["base"]["digest"]
+    stored = record["base"]["digest"]
     if stored != lab.model.base.digest:
         raise RunError(f"{path}: was started on base weights {stored[:12]}, but {run.model} now has "
                        f"{lab.model.base.digest[:12]}; a run goes on with the weights it began with")
@@ -54,6 +57,10 @@ def _train(run: Run, lab: Lab, folder: RunFolder) -> Path:
         if (folder.path / "checkpoints").is_dir():
             lab.progress.say(f"Stopped. To go on from the last checkpoint: rlhflab train --resume {folder.path}")
         raise
+    return _finish(record, folder)
+
+
+def _finish(record: Record, folder: RunFolder) -> Path:
     record.close("finished")
     write_report(folder.path)
     return folder.path
