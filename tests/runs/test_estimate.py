@@ -122,8 +122,8 @@ def test_a_run_says_and_saves_the_micro_batches_it_derived(tmp_path: Path,
     command = ["train", "sft", str(recipe("sft")), *SMALL, "--out", str(tmp_path / "run")]
     assert main([*command, "--memory_gb", "8"]) == 0
     tokens = safe_load((tmp_path / "run" / "config.yaml").read_text())["micro_tokens"]
-    assert tokens != make_run("sft", {}).micro_tokens and f"Micro-batches of at most {tokens} tokens, to stay within 8 GB." in \
-        capsys.readouterr().err
+    assert tokens != make_run("sft", {}).micro_tokens
+    assert f"Micro-batches of at most {tokens} tokens, to stay within 8 GB." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("lora", [Lora(rank=4), Lora(rank=4, last_layers=1)])
