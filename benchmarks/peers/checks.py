@@ -9,8 +9,8 @@ from peers.job import Facts
 TOLERANCES = {"fp32": 1e-3, "bf16": 1e-2}
 """Largest relative difference; of two precisions, that of the coarser."""
 SCORE_TOLERANCES = {"fp32": 1e-3, "bf16": 0.2}
-"""Of a single score against the root mean square of all. Rounding the base to bf16, where the peer's stays fp32, has moved
-one by .12 on a tiny model; an adapter left out, or a score read one token early, moves it by several."""
+"""Of a single score against the root mean square of all. Rounding the base to bf16, where the peer's stays fp32, has
+moved one by .12 on a tiny model; an adapter left out, or a score read one token early, moves it by several."""
 
 
 class Check(NamedTuple):

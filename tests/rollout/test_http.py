@@ -3,11 +3,11 @@
 import json
 import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
+from local_server import LocalServer
 from rlhflab.config import RewardSource
 from rlhflab.data.types import Message, Prompt, Rollout
 from rlhflab.errors import ConfigError, RunError
@@ -17,7 +17,7 @@ from rlhflab.rollout.rewards import make_reward
 Reply = tuple[int, str] | Callable[[], tuple[int, str]]
 
 
-class Server:
+class Server(LocalServer):
     """Answers with the given replies, one after the other, the last one for ever."""
 
     def __init__(self) -> None:
@@ -25,42 +25,22 @@ class Server:
         self.asked: list[dict[str, Any]] = []
         self.paths: list[str] = []
         self.authorizations: list[str | None] = []
-        outer = self
+        super().__init__()
+        self.url += "/score"
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                outer.paths.append(self.path)
-                outer.authorizations.append(self.headers["Authorization"])
-                outer.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                reply = outer.replies.pop(0) if len(outer.replies) > 1 else outer.replies[0]
-                status, body = reply() if callable(reply) else reply
-                try:
-                    self.send_response(status)
-                    if status in (301, 302, 303, 307, 308):
-                        self.send_header("Location", body)
-                    self.end_headers()
-                    self.wfile.write(body.encode())
-                except OSError:
-                    pass  # the client gave up waiting
-
-            do_GET = do_POST
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/score"
-        self.thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01})
-        self.thread.start()
+    def answer(self, path: str, content: Any, authorization: str | None) -> tuple[int, str]:
+        self.paths.append(path)
+        self.authorizations.append(authorization)
+        self.asked.append(content)
+        reply = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
+        return reply() if callable(reply) else reply
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    running = Server()
-    yield running
-    running.http.shutdown()
-    running.thread.join()
-    running.http.server_close()
+    made = Server()
+    with made.running():
+        yield made
 
 
 @pytest.fixture

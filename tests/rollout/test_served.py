@@ -4,7 +4,6 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 import torch
 
 from conftest import moved_role
+from local_server import LocalServer
 from rlhflab.config import Choice
 from rlhflab.core.batch import TokenAnswer, Tree, pack
 from rlhflab.errors import ConfigError, RunError
@@ -25,7 +25,7 @@ SEEDS = [[5, 6], [7, None]]
 OPTIONS: dict[str, Any] = {"role": "policy", "seeds": SEEDS, "max_new_tokens": 6, "stop_ids": [2, 40, 41]}
 
 
-class Server:
+class Server(LocalServer):
     """tiny-llama behind the part of vLLM's interface that is used."""
 
     def __init__(self) -> None:
@@ -36,28 +36,13 @@ class Server:
         """Says yes to a new adapter, and goes on with the one before."""
         self.broken: Callable[[str, dict[str, Any]], dict[str, Any] | None] = lambda path, content: None
         self.roles: dict[str, str | None] = {"tiny-llama": None}
-        outer = self
+        super().__init__()
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with outer.lock:
-                    outer.asked.append((self.path, content))
-                    reply = outer.broken(self.path, content) or getattr(outer, self.path.rpartition("/")[2])(**content)
-                try:
-                    self.send_response(200)
-                    self.end_headers()
-                    self.wfile.write(json.dumps(reply).encode())
-                except OSError:
-                    pass  # the client gave up waiting
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-        self.thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01})
-        self.thread.start()
+    def answer(self, path: str, content: Any, authorization: str | None) -> tuple[int, str]:
+        with self.lock:
+            self.asked.append((path, content))
+            reply = self.broken(path, content) or getattr(self, path.rpartition("/")[2])(**content)
+        return 200, json.dumps(reply)
 
     def load_lora_adapter(self, lora_name: str, lora_path: str) -> dict[str, Any]:
         if self.stale:
@@ -88,11 +73,9 @@ class Server:
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    running = Server()
-    yield running
-    running.http.shutdown()
-    running.thread.join()
-    running.http.server_close()
+    made = Server()
+    with made.running():
+        yield made
 
 
 @pytest.fixture

@@ -131,9 +131,10 @@ def _on_last(lora: Lora, blocks: int | None) -> Lora:
 
 def _start_role(lab: Lab, run: Run, name: str, **head: Any) -> None:
     """As `Lab.start_role`, where every adapter is new: what it holds takes no other time."""
-    if run.stack and START not in lab.model.records:
+    stacked = run.stack and run.start is not None
+    if stacked and START not in lab.model.records:
         lab.model.add_role(START, run.lora, trainable=False)
-    lab.model.add_role(name, run.lora, on=START if run.stack else None, **head)
+    lab.model.add_role(name, run.lora, on=START if stacked else None, **head)
 
 
 def _sft(lab: Lab, run: SftRun, items: Sequence[Tree]) -> Iterator[float]:
