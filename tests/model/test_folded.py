@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from rlhflab.config import Lora
-from rlhflab.model.folded import packs, product
+from rlhflab.core.products import packs
+from rlhflab.model.folded import product
 from rlhflab.model.shared import SharedModel
 
 

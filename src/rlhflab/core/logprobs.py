@@ -11,6 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from rlhflab.core.products import linear
+
 CHUNK = 1024
 """Scored tokens whose logits exist at one time."""
 
@@ -65,7 +67,7 @@ class _TokenScores(torch.autograd.Function):
             if by_entropy is not None:
                 share = share - by_entropy[part, None] * (logprobs + entropy[part, None])
             by_logit = logprobs.exp_().mul_(share).scatter_add_(-1, target[part, None], by_logprob[part, None])
-            result[part] = by_logit.div_(ctx.temperature).to(weight.dtype) @ weight
+            result[part] = linear(by_logit.div_(ctx.temperature).to(weight.dtype), weight.T)
         return result, None, None, None, None
 
 
@@ -74,7 +76,7 @@ def _parts(n: int, chunk: int) -> list[slice]:
 
 
 def _logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
-    return torch.nn.functional.linear(hidden, weight).float() / temperature
+    return linear(hidden, weight).float() / temperature
 
 
 def answer_sums(x: Float[Tensor, " s"], owner: Int[Tensor, " s"], n: int) -> Float[Tensor, " n"]:

@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from rlhflab.core.batch import Trunk
+from rlhflab.core.products import linear
 from rlhflab.errors import ModelError
 
 
@@ -168,7 +169,9 @@ def _lora_forward(layer: Any, switch: RoleSwitch, x: Tensor) -> Tensor:
         factors = [factors[adapter].weight for adapter in adapters for factors in (layer.lora_A, layer.lora_B)]
         return _LowRankLinear.apply(x, layer.base_layer.weight, layer.base_layer.bias,  # type: ignore[no-any-return]
                                    tuple(layer.scaling[adapter] for adapter in adapters), *factors)
-    result: Tensor = layer.base_layer(x)
+    base = layer.base_layer
+    plain = torch.is_grad_enabled() or type(base) is not nn.Linear
+    result: Tensor = base(x) if plain else linear(x, base.weight, base.bias)
     for adapter in adapters:
         matrices = _matrices(layer, switch, adapter, x.dtype)
         # Dropout belongs to training: a reference, a score or a sample is never read through it.
@@ -196,8 +199,8 @@ class _LowRankLinear(torch.autograd.Function):
                 *factors: Tensor) -> Tensor:
         flat = x.flatten(0, -2)
         cast = [factor.to(x.dtype) for factor in factors]
-        result = nn.functional.linear(flat, weight, bias)
-        inner = [flat @ down.T for down in cast[::2]]
+        result = linear(flat, weight, bias)
+        inner = [linear(flat, down) for down in cast[::2]]
         for scale, low, up in zip(scales, inner, cast[1::2], strict=True):
             result.addmm_(low, up.T, alpha=scale)
         ctx.scales = scales
@@ -210,12 +213,12 @@ class _LowRankLinear(torch.autograd.Function):
         x, weight, *saved = ctx.saved_tensors
         inner, cast = saved[:len(ctx.scales)], saved[len(ctx.scales):]
         flat, by_flat = x.flatten(0, -2), by_result.flatten(0, -2)
-        by_x = by_flat @ weight if ctx.needs_input_grad[0] else None
+        by_x = linear(by_flat, weight.T) if ctx.needs_input_grad[0] else None
         by_factors: list[Tensor | None] = []
         for i, (scale, low) in enumerate(zip(ctx.scales, inner, strict=True)):
             down, up = cast[2 * i:2 * i + 2]
             trained = ctx.needs_input_grad[4 + 2 * i]
-            by_inner = (by_flat @ up).mul_(scale)
+            by_inner = linear(by_flat, up.T).mul_(scale)
             if by_x is not None:
                 by_x.addmm_(by_inner, down)
             by_factors += [None, None] if not trained else [
