@@ -41,10 +41,10 @@ def outcome(run: Path) -> dict[str, Any]:
     """Every trained byte and every number but the clock's."""
     weights = {str(path.relative_to(run)): path.read_bytes() for path in sorted(run.glob("roles/*/*"))}
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    samples = run / "samples.jsonl"
     return {"weights": weights, "summary": json.loads((run / "summary.json").read_text()),
             "metrics": [{k: v for k, v in row.items() if k != "seconds"} for row in metrics],
-            "samples": samples.read_text() if samples.exists() else None}
+            **{name: (run / name).read_text() for name in ("rollouts.jsonl", "canary.jsonl", "findings.jsonl")
+               if (run / name).exists()}}
 
 
 MORTAL = """
