@@ -4,8 +4,8 @@ import json
 
 from rlhflab.analysis.evidence import Sample, row_of, sample_of
 
-SAMPLE = Sample(step=3, prompt_id="p", prompt="Hi?", answer="At 8 pm.", reward=0.0, stopped=False, tokens=4, logprob=-2.5,
-                members=(0.5, -0.5), terms={"words": 1.0}, measures={"gold": 0.5, "right": None})
+SAMPLE = Sample(step=3, prompt_id="p", prompt="Hi?", answer="At 8 pm.", reward=0.0, stopped=False, tokens=4,
+                logprob=-2.5, members=(0.5, -0.5), terms={"words": 1.0}, measures={"gold": 0.5, "right": None})
 
 
 def test_a_sample_is_read_back_from_its_row() -> None:

@@ -181,8 +181,8 @@ def test_an_ensemble_says_what_its_members_say(llama: SharedModel) -> None:
     llama.set_head("reward", torch.randn(2, llama.width, generator=torch.Generator().manual_seed(1)))
     llama.records["reward"] = replace(llama.records["reward"], member_means=(1.0, 2.0), member_stds=(2.0, 4.0))
     prompt = Prompt(id="p", messages=(Message(role="user", content="Hi"),))
-    rollout = Rollout(prompt=prompt, prompt_ids=(1, 40), token_ids=(50, 2), logprobs=(0.0,) * 2, text="x", finish="stop",
-                      seed=0)
+    rollout = Rollout(prompt=prompt, prompt_ids=(1, 40), token_ids=(50, 2), logprobs=(0.0,) * 2, text="x",
+                      finish="stop", seed=0)
     raw = llama.outputs(pack([Tree(prompt=(1, 40), answers=(TokenAnswer(ids=(50, 2)),))]), "reward")[0].tolist()
     (score,) = make_reward([RewardSource(name="role", combine="wco"), RewardSource(name="words", weight=2.0)], llama,
                            micro_tokens=64)([rollout])

@@ -109,7 +109,7 @@ def test_par_leaves_out_references_without_a_score_and_scores_nothing_without_an
 
 
 def test_an_unknown_shaping_or_option_is_named(llama: SharedModel) -> None:
-    for shaping, message in ((Choice(name="sqrt"), "no reward shaping is called 'sqrt'; there are clip, confidence, par"),
+    for shaping, message in ((Choice(name="sqrt"), "no reward shaping is called 'sqrt'; there are clip, confidence,"),
                              (Choice(name="clip", lo=1), r"reward\.0\.shaping\.lo.*options of clip are: low, high")):
         with pytest.raises(ConfigError, match=message):
             make_reward([RewardSource(name="words", shaping=shaping)], llama, micro_tokens=64)
