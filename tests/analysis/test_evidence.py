@@ -16,4 +16,4 @@ def test_what_is_empty_is_left_out_but_zero_and_false_are_said() -> None:
     assert set(row_of(SAMPLE)) == {"step", "prompt_id", "prompt", "answer", "reward", "stopped", "tokens", "logprob",
                                    "members", "terms", "measures"}
     silent = Sample(step=0, prompt_id="p", answer="")
-    assert row_of(silent) == {"step": 0, "prompt_id": "p"} and sample_of(row_of(silent)) == silent
+    assert row_of(silent) == {"step": 0, "prompt_id": "p", "answer": ""} and sample_of(row_of(silent)) == silent

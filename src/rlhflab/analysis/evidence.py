@@ -86,12 +86,12 @@ class Finding:
 
 
 def row_of(sample: Sample) -> dict[str, Any]:
-    """The sample as JSON can hold it, without what is empty."""
+    """The sample as JSON can hold it, without what is empty but for an empty answer."""
     values = {field.name: getattr(sample, field.name) for field in fields(sample)}
     return {name: dict(value) if isinstance(value, Mapping) else value
-            for name, value in values.items() if value not in (None, "", (), {})}
+            for name, value in values.items() if name == "answer" or value not in (None, "", (), {})}
 
 
 def sample_of(row: Mapping[str, Any]) -> Sample:
     """What `row_of` wrote. Raises TypeError for a key that is no field."""
-    return Sample(**{**row, "answer": row.get("answer", ""), "members": tuple(row.get("members", ()))})
+    return Sample(**{**row, "members": tuple(row.get("members", ()))})

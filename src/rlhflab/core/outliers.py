@@ -25,7 +25,7 @@ class Cloud(NamedTuple):
     def distance(self, vectors: Float[NDArray[Any], "n d"]) -> Float[NDArray[Any], " n"]:
         """Mahalanobis distance of each vector from the mean."""
         whitened: NDArray[Any] = solve_triangular(self.factor, (vectors - self.mean).T, lower=True)
-        return np.linalg.norm(whitened, axis=0)
+        return np.asarray(np.linalg.norm(whitened, axis=0))
 
     def excess(self, vectors: Float[NDArray[Any], "n d"]) -> Float[NDArray[Any], " n"]:
         """By how many limits each vector lies beyond the limit: 0 for common ones."""
@@ -56,4 +56,4 @@ def shrunk_covariance(centred: Float[NDArray[Any], "n d"]) -> Float[NDArray[Any]
     off = float(((sample - round_)**2).sum())
     noise = (float(((centred**2).sum(1)**2).sum()) / n - float((sample**2).sum())) / n
     share = min(max(noise / off if off > 0 else 1.0, TINY), 1.0)
-    return (1 - share) * sample + share * round_
+    return np.asarray((1 - share) * sample + share * round_)

@@ -143,7 +143,8 @@ class Mixture:
             term.meet(answers)
 
     def _sum(self, scores: Sequence[Score]) -> Score:
-        total, terms = 0.0, {}
+        total = 0.0
+        terms: dict[str, float] = {}
         for (source, _), score in zip(self.terms, scores, strict=True):
             if score.value is None:
                 return score

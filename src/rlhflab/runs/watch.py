@@ -64,10 +64,13 @@ def start_answers(run: SampledRun | DpoRun, lab: Lab, prompts: Sequence[Prompt],
 
 def _sampled(run: SampledRun | DpoRun, lab: Lab, prompts: Sequence[Prompt], *, role: str | None, samples: int,
              place: int) -> list[Rollout]:
-    on_samples = isinstance(run, SampledRun)
     return sample(lab.model, lab.chat, prompts, role=role, samples=samples, seed=(run.seed + 1) * 1_000_003 - place,
-                  max_new_tokens=run.max_new_tokens if on_samples else run.probe_tokens,
-                  temperature=run.temperature if on_samples else 1.0)
+                  max_new_tokens=run.max_new_tokens if isinstance(run, SampledRun) else run.probe_tokens,
+                  temperature=_temperature(run))
+
+
+def _temperature(run: SampledRun | DpoRun) -> float:
+    return run.temperature if isinstance(run, SampledRun) else 1.0
 
 
 class Recorder:
@@ -142,7 +145,7 @@ class Watch:
                                      reference=self.reference)
             logprob, entropy = torch.cat(tree_token_scores(
                 self.lab.model, rollout_trees(rollouts), role=self.reference, micro_tokens=self.run.micro_tokens,
-                temperature=self.run.temperature if isinstance(self.run, SampledRun) else 1.0)).T
+                temperature=_temperature(self.run))).T
             self.recorder.write(ROLLOUTS, 0, rollouts, scores=self._scores(rollouts), logprob=logprob, entropy=entropy,
                                 reference=logprob)
         self.ask_canary(0)
