@@ -147,9 +147,9 @@ def outcome(run: Path) -> dict[str, Any]:
     files = {str(path.relative_to(run)): path.read_bytes() for folder in ("roles", f"checkpoints/step-{STEPS}")
              for path in sorted((run / folder).rglob("*")) if path.is_file()}
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    samples = run / "samples.jsonl"
+    rollouts = run / "rollouts.jsonl"
     return {**files, "summary.json": (run / "summary.json").read_bytes(),
-            "samples.jsonl": samples.read_bytes() if samples.exists() else None,
+            "rollouts.jsonl": rollouts.read_bytes() if rollouts.exists() else None,
             **{f"step {i}": {k: v for k, v in row.items() if k != "seconds"} for i, row in enumerate(rows, start=1)}}
 
 

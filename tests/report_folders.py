@@ -109,7 +109,7 @@ def write_demo(folder: Path) -> Path:
 def write_run(folder: Path) -> Path:
     write_stage(folder, "ppo")
     (folder / "record.json").write_text(json.dumps({"commit": "0123abc", "versions": {"torch": "2.8.0"}}))
-    write_rows(folder / "samples.jsonl", [
+    write_rows(folder / "rollouts.jsonl", [
         {"step": step, "prompt_id": f"p{number}", "prompt": f"Question {number}?", "answer": f"Answer at {step}.",
-         "score": 0.1 * step} for step in (2, 10) for number in range(3)])
+         "reward": 0.1 * step} for step in (2, 10) for number in range(3)])
     return folder

@@ -16,7 +16,7 @@ from rlhflab.config import Lora, RewardSource, Run, make_run
 from rlhflab.core.batch import PreferenceTree, TokenAnswer, Tree, pack
 from rlhflab.core.logprobs import answer_sums
 from rlhflab.data.chat import ChatFormat
-from rlhflab.data.types import Message, PreferencePair, Prompt, Rollout, Score
+from rlhflab.data.types import Message, PreferencePair, Prompt, Rollout
 from rlhflab.model.shared import SharedModel
 from rlhflab.rollout.engine import generate
 from rlhflab.rollout.rewards import make_reward
@@ -24,6 +24,7 @@ from rlhflab.runs.sources import group_by_prompt, preference_tree
 from rlhflab.train.dpo import train_dpo
 from rlhflab.train.ppo import train_ppo
 from rlhflab.train.reward import train_reward
+from rlhflab.train.rollouts import Sampled
 from rlhflab.train.state import Schedule, Step
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
@@ -95,8 +96,8 @@ def ppo(job: Job) -> Result:
         chat.stop_ids = NEVER
     seen: list[Rollout] = []
 
-    def observe(rollouts: Sequence[Rollout], scored: Sequence[Score]) -> dict[str, float | None]:
-        seen.extend(rollouts)
+    def observe(sampled: Sampled) -> dict[str, float | None]:
+        seen.extend(sampled.rollouts)
         return {}
 
     loop = train_ppo(run, model, prompts, chat=chat, reward=pay, reference="reference",  # type: ignore[arg-type]

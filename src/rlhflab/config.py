@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rlhflab.errors import ConfigError
 from rlhflab.presets import preset_values
@@ -74,6 +74,39 @@ class Optimizer(Settings):
     epsilon: float = Field(1e-8, gt=0)
     max_grad_norm: float = Field(1.0, gt=0)
     """.inf for no clipping."""
+
+
+class Detect(Settings):
+    """Detectors of reward hacking that look at a run while it is under way."""
+
+    every: int = Field(5, ge=1)
+    """Steps between two looks."""
+    detectors: Sequence[Choice] | None = None
+    """Names of `rlhflab list detectors`, or `{name: ..., options}`; all whose needs are met where absent."""
+    stop: Sequence[str] = ()
+    """Detectors whose alarm ends the run."""
+    start_answers: int = Field(128, ge=0)
+    """Answers of the start policy to the run's own prompts, with which later ones are compared; 0 for none."""
+    twin: str | None = None
+    """Folder of a reward role learnt from other data, which scores every answer beside the reward."""
+    canary: int = Field(0, ge=0)
+    """Fixed prompts whose answers are checked against what is right, now and then; 0 for none."""
+    canary_every: int = Field(2, ge=1)
+    """Steps between two such checks."""
+
+    @field_validator("detectors", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        return [{"name": each} if isinstance(each, str) else each for each in value]
+
+    @model_validator(mode="after")
+    def _stop_at_what_looks(self) -> "Detect":
+        unheard = [name for name in self.stop if self.detectors and name not in {each.name for each in self.detectors}]
+        if unheard:
+            raise ValueError(f"stop names {unheard[0]}, which is not among the detectors of the run")
+        return self
 
 
 class Run(Settings):
@@ -214,6 +247,8 @@ class DpoRun(Run, PairObjective):
     """Optimizer steps between two such measurements."""
     probe_tokens: int = Field(48, ge=1)
     """Longest answer of the probe, tokens."""
+    detect: Detect | None = None
+    """Detectors that look at the run while it is under way; none for no looking and no cost."""
 
 
 class EndRule(Settings):
@@ -234,6 +269,19 @@ class RewardSource(Choice):
     """Scores, shaped, are cut off at -cap and cap, before the weight."""
 
 
+class Constraint(Settings):
+    """A check that answers are to pass on the mean; its price rises until they do (arXiv:2310.04373)."""
+
+    check: Choice
+    """A name of `rlhflab list verifiers` or `rlhflab list rewards`, with its options."""
+    at_least: float
+    """The mean that is asked for, in the units of the check."""
+    rate: float = Field(0.1, gt=0)
+    """By how much the price rises for a mean that is 1 too low, in units of the reward."""
+    most: float = Field(10.0, gt=0)
+    """Highest price."""
+
+
 class SampledRun(Run):
     """What every run says that learns from answers it samples itself, scored by a reward."""
 
@@ -244,6 +292,8 @@ class SampledRun(Run):
     steps: int | None = Field(30, ge=1)
     """Rollouts, each followed by its optimizer steps."""
     reward: Sequence[RewardSource] = (RewardSource(name="role"),)
+    constraints: Sequence[Constraint] = ()
+    """Checks that answers are to pass on the mean, each with a price that rises until they do."""
     end: EndRule = EndRule()
     reward_clip: float | None = Field(None, gt=0)
     """Scores beyond plus or minus this are cut to it, before the end rule."""
@@ -255,6 +305,8 @@ class SampledRun(Run):
     """Must be 0: log-probs are those of the whole distribution that was sampled from, so nothing may be cut off."""
     top_p: float = 1.0
     """Must be 1, for the same reason."""
+    detect: Detect | None = None
+    """Detectors that look at the run while it is under way; none for no looking and no cost."""
 
     @model_validator(mode="after")
     def _keep_the_logprobs_true(self) -> Self:

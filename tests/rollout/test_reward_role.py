@@ -5,15 +5,17 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from conftest import TREES, moved_role
 from rlhflab.config import Lora, RewardSource
 from rlhflab.core.batch import TokenAnswer, Tree, pack
+from rlhflab.core.outliers import fit_cloud
 from rlhflab.data.chat import ChatFormat
 from rlhflab.data.types import Message, Prompt, Rollout
-from rlhflab.errors import ConfigError
+from rlhflab.errors import ConfigError, RunError
 from rlhflab.model.load import model_folder
 from rlhflab.model.shared import RoleRecord, SharedModel
 from rlhflab.rollout.reward_role import COMBINE, combined, role_scores, scaled, standardised, token_counts
@@ -150,3 +152,39 @@ def test_what_another_reward_model_cannot_read_whole_is_unscored(llama: SharedMo
     assert [first.value, third.value] == [score.value for score in reward([rollouts[0], rollouts[2]])]
     assert first.value is not None and first.value != third.value
     assert reward(rollouts[1:2])[0].value is None, "and where nothing fits"
+
+
+def test_an_outlier_pays_by_how_far_it_lies_beyond_the_start_and_a_common_answer_does_not(llama: SharedModel) -> None:
+    moved_role(llama, "reward", head="random")
+    plain, priced = (make_reward([RewardSource(name="role", outlier_weight=weight)], llama, micro_tokens=64)
+                     for weight in (0.0, 2.0))
+    prompt = Prompt(id="p", messages=(Message(role="user", content="Hi"),))
+    draw = torch.Generator().manual_seed(0)
+    words = torch.randint(50, 60, (40, 3), generator=draw).tolist()
+    rollouts = [Rollout(prompt=prompt, prompt_ids=(1, 40), token_ids=(*word, 2), logprobs=(0.0,) * 4, text="x",
+                        finish="stop", seed=0) for word in words]
+    odd = replace(rollouts[0], token_ids=(200,) * 20, logprobs=(0.0,) * 20)
+    with pytest.raises(RunError, match="role:reward: outlier_weight needs the answers of the start"):
+        priced(rollouts)
+    assert not plain.unmet and len(priced.unmet) == 1
+    priced.meet(rollouts)
+    states = [llama.outputs_and_states(pack([Tree(prompt=r.prompt_ids, answers=(TokenAnswer(ids=r.token_ids),))]),
+                                       "reward")[1].detach().numpy() for r in (*rollouts, odd)]
+    cloud = fit_cloud(np.concatenate(states[:40]))
+    off = [a.value - b.value for a, b in zip(plain([*rollouts, odd]), priced([*rollouts, odd]), strict=True)]
+    assert off == pytest.approx((2 * cloud.excess(np.concatenate(states))).tolist(), abs=1e-3)
+    assert off[-1] > 0.5 and sum(x == 0 for x in off[:40]) >= 38
+
+
+def test_an_ensemble_says_what_its_members_say(llama: SharedModel) -> None:
+    moved_role(llama, "reward")
+    llama.set_head("reward", torch.randn(2, llama.width, generator=torch.Generator().manual_seed(1)))
+    llama.records["reward"] = replace(llama.records["reward"], member_means=(1.0, 2.0), member_stds=(2.0, 4.0))
+    prompt = Prompt(id="p", messages=(Message(role="user", content="Hi"),))
+    rollout = Rollout(prompt=prompt, prompt_ids=(1, 40), token_ids=(50, 2), logprobs=(0.0,) * 2, text="x",
+                      finish="stop", seed=0)
+    raw = llama.outputs(pack([Tree(prompt=(1, 40), answers=(TokenAnswer(ids=(50, 2)),))]), "reward")[0].tolist()
+    (score,) = make_reward([RewardSource(name="role", combine="wco"), RewardSource(name="words", weight=2.0)], llama,
+                           micro_tokens=64)([rollout])
+    assert score.members == pytest.approx(((raw[0] - 1) / 2, (raw[1] - 2) / 4), abs=1e-5)
+    assert score.terms == pytest.approx({"role:reward": min(score.members), "words": 2.0}, abs=1e-5)

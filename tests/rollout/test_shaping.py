@@ -109,7 +109,43 @@ def test_par_leaves_out_references_without_a_score_and_scores_nothing_without_an
 
 
 def test_an_unknown_shaping_or_option_is_named(llama: SharedModel) -> None:
-    for shaping, message in ((Choice(name="sqrt"), "no reward shaping is called 'sqrt'; there are clip, par"),
+    for shaping, message in ((Choice(name="sqrt"), "no reward shaping is called 'sqrt'; there are clip, confidence,"),
                              (Choice(name="clip", lo=1), r"reward\.0\.shaping\.lo.*options of clip are: low, high")):
         with pytest.raises(ConfigError, match=message):
             make_reward([RewardSource(name="words", shaping=shaping)], llama, micro_tokens=64)
+
+
+def sure(text: str, probability: float) -> Rollout:
+    return Rollout(prompt=PROMPTS[0], prompt_ids=(1,), token_ids=(5, 2), logprobs=(np.log(probability),) * 2, text=text,
+                   finish="stop", seed=0)
+
+
+def test_being_sure_pays_above_the_running_mean_and_costs_below_it(llama: SharedModel) -> None:
+    reward = shaped("confidence", llama, weight=0.5, rate=0.1)
+    # mean 2; c = .9 and .3: 4 + .5 x 2 x .4, 0 + .5 x (-2) x (-.2)
+    assert values(reward([sure("4", 0.9), sure("0", 0.3), sure("", 0.5)])) == pytest.approx([4.4, 0.2, None])
+    # The mean moves to 2 + .1 (7 - 2) = 2.5: 7 + .5 x 4.5 x .5
+    assert values(reward([sure("7", 1.0)])) == pytest.approx([8.125])
+    again = shaped("confidence", llama)
+    again.load_state_dict(json.loads(json.dumps(reward.state_dict())))  # type: ignore[attr-defined]
+    assert values(again([sure("0", 1.0)])) == pytest.approx(values(reward([sure("0", 1.0)])))
+
+
+@pytest.mark.parametrize(("text", "confidence"), [
+    ("Certainly! At 8 pm.", 1.0), ("I don't know.", 0.0), ("At 8 pm.", 0.5), ("Surely it is not mentioned.", 0.5)])
+def test_confidence_can_be_read_from_markers(llama: SharedModel, text: str, confidence: float) -> None:
+    def fixed(rollouts: Sequence[Rollout]) -> list[Score]:
+        return [Score(value=float(i), by="fixed") for i in range(len(rollouts))]
+
+    got = values(shaped("confidence", llama, fixed, weight=1.0, by="markers")([sure(text, 0.1), sure(text, 0.9)]))
+    assert got == pytest.approx([-0.5 * (confidence - 0.5), 1 + 0.5 * (confidence - 0.5)])
+
+
+def test_confidence_starts_without_a_mean_and_a_mixture_carries_it(llama: SharedModel) -> None:
+    reward = make_reward([RewardSource(name="words", shaping={"name": "confidence"})], llama, micro_tokens=64)
+    (carried,) = reward.carried.values()
+    assert carried.state_dict() == {}
+    reward([sure("a", 0.5)])
+    assert carried.state_dict() == {"mean": 1.0}
+    carried.load_state_dict({})
+    assert carried.state_dict() == {}

@@ -56,7 +56,7 @@ def test_the_summary_has_every_field_a_reader_counts_on(demo: Path) -> None:
 
 def test_the_folder_is_whole_by_itself(demo: Path) -> None:
     for name in ("config.yaml", "record.json", "summary.json", "report.html", "measures.json", "data/pairs.jsonl",
-                 "cards/data.md", "cards/annotators.md", "cards/model.md", "evaluation/ppo.jsonl", "ppo/samples.jsonl",
+                 "cards/data.md", "cards/annotators.md", "cards/model.md", "evaluation/ppo.jsonl", "ppo/rollouts.jsonl",
                  "sft/roles/policy/adapter_model.safetensors", "reward/roles/reward/head.safetensors"):
         assert (demo / name).stat().st_size > 0, name
     assert json.loads((demo / "record.json").read_text())["status"] == "finished"

@@ -13,7 +13,7 @@ import pytest
 from rlhflab.cli import main
 from rlhflab.model.shared import SharedModel
 from rlhflab.runs.recipes import recipe
-from rlhflab.train.checkpoint import Checkpoints
+from stopped_runs import outcome, stop_at
 
 SMALL = ["--model", "tiny-llama", "--dtype", "float32", "--batch", "4", "--checkpoint_every", "2"]
 PAIRS = [{"prompt": f"Say {word}.", "chosen": word, "rejected": f"No {word}, sorry."} for word in
@@ -35,16 +35,6 @@ def command(kind: str, folder: Path, out: Path) -> list[str]:
             "best_of_n": on_samples, "online_dpo": on_samples}[kind]
     kind = {"bco": "dpo", "ema": "dpo"}.get(kind, kind)
     return ["train", kind, str(recipe(kind)), *SMALL, "--data", str(data), *more, "--out", str(out)]
-
-
-def outcome(run: Path) -> dict[str, Any]:
-    """Every trained byte and every number but the clock's."""
-    weights = {str(path.relative_to(run)): path.read_bytes() for path in sorted(run.glob("roles/*/*"))}
-    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    samples = run / "samples.jsonl"
-    return {"weights": weights, "summary": json.loads((run / "summary.json").read_text()),
-            "metrics": [{k: v for k, v in row.items() if k != "seconds"} for row in metrics],
-            "samples": samples.read_text() if samples.exists() else None}
 
 
 MORTAL = """
@@ -80,17 +70,6 @@ def test_a_killed_run_goes_on_to_the_same_bits(kind: str, steps: int, tmp_path: 
     kill_after(command(kind, tmp_path, killed), steps=steps)
     assert subprocess.run([sys.executable, "-m", "rlhflab", "train", "--resume", str(killed)]).returncode == 0
     assert outcome(killed) == outcome(whole)
-
-
-def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    keep = Checkpoints.keep
-
-    def stopping(self: Checkpoints, number: int, *rest: Any) -> None:
-        keep(self, number, *rest)
-        if number == step:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Checkpoints, "keep", stopping)
 
 
 STEERED = ["--kl_target", "0.01", "--kl_horizon", "50", "--critic_warmup", "2"]

@@ -14,8 +14,9 @@ def sampled(score: list[float]) -> Sampled:
     trees = [Tree(prompt=(1,), answers=tuple(TokenAnswer(ids=(token,)) for token in tokens))
              for tokens in ((10, 11, 12), (20, 21))]
     nothing = torch.zeros(5)
-    return Sampled(trees=trees, owner=torch.arange(5), prompt=torch.tensor([0, 0, 0, 1, 1]), score=torch.tensor(score),
-                   engine=nothing, logprob=nothing, reference=nothing, metrics={})
+    return Sampled(number=1, rollouts=(), scores=(), entropy=nothing, trees=trees, owner=torch.arange(5),
+                   prompt=torch.tensor([0, 0, 0, 1, 1]), score=torch.tensor(score), engine=nothing, logprob=nothing,
+                   reference=nothing, metrics={})
 
 
 def test_the_best_answer_of_each_prompt_is_kept_and_of_equal_ones_the_first() -> None:

@@ -194,8 +194,8 @@ def scored(values: list[float | None]) -> tuple[list[Rollout], list[Score]]:
 
 
 def test_an_unscored_answer_leaves_the_batch_and_is_counted() -> None:
-    rollouts, values, unscored = keep_scored(*scored([1.0, None, *[2.0] * 18]))
-    assert (len(rollouts), len(values), unscored) == (19, 19, 1)
+    rollouts, scores, unscored = keep_scored(*scored([1.0, None, *[2.0] * 18]))
+    assert (len(rollouts), [score.value for score in scores], unscored) == (19, [1.0, *[2.0] * 18], 1)
     assert rollouts[1].text == "2"
 
 

@@ -21,9 +21,9 @@ def test_a_pair_is_the_best_and_the_worst_and_equal_answers_are_none() -> None:
              for tokens in ((10, 11, 12), (20, 21), (30, 31))]
     nothing = torch.zeros(7)
     pairs = best_and_worst(Sampled(
-        trees=trees, owner=torch.arange(7), prompt=torch.tensor([0, 0, 0, 1, 1, 2, 2]),
-        score=torch.tensor([2.0, 1.0, 3.0, 5.0, 5.0, 1.0, 0.0]), engine=nothing, logprob=nothing, reference=nothing,
-        metrics={}))
+        number=1, rollouts=(), scores=(), entropy=nothing, trees=trees, owner=torch.arange(7),
+        prompt=torch.tensor([0, 0, 0, 1, 1, 2, 2]), score=torch.tensor([2.0, 1.0, 3.0, 5.0, 5.0, 1.0, 0.0]),
+        engine=nothing, logprob=nothing, reference=nothing, metrics={}))
     ids = [[answer.ids[0] for answer in pair.tree.answers] for pair in pairs]
     assert ids == [[11, 12], [30, 31]]
     assert [(pair.chosen, pair.rejected) for pair in pairs] == [((1,), (0,)), ((0,), (1,))]

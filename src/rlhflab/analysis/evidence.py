@@ -1,12 +1,13 @@
 """What detectors look at, and what they say. Records only: no model, no files, no statistics.
 
 A sample of step 0 comes from the policy as it started; one of step t from the policy before its t-th update, as
-`metrics.jsonl` counts them. A row of `rollouts.jsonl` or `canary.jsonl` in a run's folder is one sample, by the names
-of its fields, without those that are empty.
+`metrics.jsonl` counts them; in a preference run, whose samples are those of its probe, from the policy after it. A row
+of `rollouts.jsonl` or `canary.jsonl` in a run's folder is one sample, by the names of its fields, without those that
+are empty.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from numpy.typing import NDArray
@@ -82,3 +83,15 @@ class Finding:
     """Answers that show it: text that nobody vouches for."""
     next: str = ""
     """What to do about it."""
+
+
+def row_of(sample: Sample) -> dict[str, Any]:
+    """The sample as JSON can hold it, without what is empty but for an empty answer."""
+    values = {field.name: getattr(sample, field.name) for field in fields(sample)}
+    return {name: dict(value) if isinstance(value, Mapping) else value
+            for name, value in values.items() if name == "answer" or value not in (None, "", (), {})}
+
+
+def sample_of(row: Mapping[str, Any]) -> Sample:
+    """What `row_of` wrote. Raises TypeError for a key that is no field."""
+    return Sample(**{**row, "members": tuple(row.get("members", ()))})

@@ -159,7 +159,7 @@ def load(folder: Path) -> ReportData:
         raise DataError(f"{folder / 'summary.json'}: expected keys and values, found {type(summary).__name__}")
     homes = [folder] if single_run else [folder / name for name in STAGES]
     stages = [stage for home in homes if (stage := read_stage(home, summary)) is not None]
-    answers = read_samples(folder / "samples.jsonl") if single_run else read_answers(folder / "evaluation")
+    answers = read_samples(folder / "rollouts.jsonl") if single_run else read_answers(folder / "evaluation")
     if not (summary or stages or answers):
         raise RunError(f"{folder}: holds no summary.json, metrics.jsonl or evaluation/; expected a demo or a run")
     return ReportData(name=folder.resolve().name, summary=summary, measures=read_measures(folder, summary),
@@ -232,8 +232,9 @@ def read_samples(path: Path) -> list[Answer]:
     """A single run's samples; the step takes the place of the policy, the score that of gold."""
     made = []
     for row in read_rows(path):
-        score = {"score": row.get("score"), **section(row, "measures")}
-        made.append(make_answer({**row, "measures": score, "mode": "sampled", "policy": f"step {row.get('step')}"}))
+        told = {"measures": {"score": row.get("reward"), **section(row, "measures")}, "mode": "sampled",
+                "policy": f"step {row.get('step')}", "finish": "length" if row.get("stopped") is False else "stop"}
+        made.append(make_answer({**row, **told}))
     return made
 
 

@@ -94,6 +94,10 @@ class Score:
     value: float | None
     by: str
     reason: str = ""
+    members: tuple[float, ...] = ()
+    """What each member of an ensemble said."""
+    terms: Mapping[str, float] = field(default_factory=dict)
+    """What each term of a sum added to the value."""
 
     def __post_init__(self) -> None:
         if self.value is not None and not math.isfinite(self.value):

@@ -112,7 +112,12 @@ class SharedModel:
 
     def outputs(self, batch: Batch, role: str) -> Float[Tensor, "n k"]:
         """Each raw output of the role's head at each answer's last token, fp32: the members of an ensemble."""
-        return self._read_head(self.hidden(batch, role)[batch.last], role)
+        return self.outputs_and_states(batch, role)[0]
+
+    def outputs_and_states(self, batch: Batch, role: str) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n d"]]:
+        """Raw outputs of the role's head, and the states they are read from, by one forward pass; fp32."""
+        states = self.hidden(batch, role)[batch.last].float()
+        return self._read_head(states, role), states
 
     def values(self, batch: Batch, role: str) -> Float[Tensor, " s"]:
         """Output of the role's scalar head in the state before each scored token, fp32."""

@@ -10,22 +10,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
-import torch
 from pydantic import Field
 
 from rlhflab.catalog import Catalog
 from rlhflab.config import Choice, RewardSource
-from rlhflab.core.batch import Tree
 from rlhflab.data.chat import ChatFormat
 from rlhflab.data.types import Rollout, Score
 from rlhflab.errors import ConfigError
 from rlhflab.model.shared import SharedModel
 from rlhflab.rollout.http import http_reward
 from rlhflab.rollout.judges import judge_reward
-from rlhflab.rollout.reward_role import Combine, other_base, retold_trees, role_scores, scores_within
-from rlhflab.rollout.sampling import rollout_trees
+from rlhflab.rollout.reward_role import Combine, RoleReward, other_base
+from rlhflab.rollout.scoring import Carried
 from rlhflab.rollout.scoring import Reward as Reward
-from rlhflab.rollout.shaping import Standardised, reward_shaping
+from rlhflab.rollout.shaping import reward_shaping
 from rlhflab.rollout.verifiers import verifier
 from rlhflab.scenarios import scenario
 
@@ -38,15 +36,17 @@ reward_source("judge", needs=("a judge model",), source="arXiv:2306.05685 sectio
 
 
 @reward_source("role", needs=("reward role",), source="arXiv:2203.02155; combine: arXiv:2310.02743; "
-               "length_correction: arXiv:2409.17407")
+               "length_correction: arXiv:2409.17407; outlier_weight: after arXiv:2510.13694")
 def role_reward(policy: SharedModel, micro_tokens: int, *, path: str | None = None, role: str = "reward",
                 model: str | None = None, combine: Combine = "mean",
-                uwo_lambda: Annotated[float, Field(ge=0)] = 0.1, length_correction: bool = False) -> Reward:
+                uwo_lambda: Annotated[float, Field(ge=0)] = 0.1, length_correction: bool = False,
+                outlier_weight: Annotated[float, Field(ge=0)] = 0.0) -> Reward:
     """A trained reward role, in standard deviations of its scores on SFT samples. `path`: its folder.
 
     `model`: the base model it was trained on, by name, where that is not the policy's. `combine`: of an ensemble's
     members the mean, the least (wco), or the mean less `uwo_lambda` x their variance (uwo). `length_correction`: less
-    what the role usually says of answers of the same length.
+    what the role usually says of answers of the same length. `outlier_weight`: price of a state in which the role finds
+    an answer that lies one limit beyond the limit of the start's answers.
     """
     scoring = policy if model is None else other_base(model, policy)
     if path is not None and role in scoring.records:
@@ -57,17 +57,9 @@ def role_reward(policy: SharedModel, micro_tokens: int, *, path: str | None = No
         scoring.load_role(role, Path(path), head="stored", share=True)
     if length_correction and not scoring.records[role].length_curve:
         raise ConfigError(f"reward: role {role!r} holds no length curve to correct by; train it again")
-    chat, by = ChatFormat(scoring.tokenizer), f"role:{role}"
-
-    def read(trees: Sequence[Tree]) -> list[float]:
-        scores: list[float] = torch.cat(role_scores(
-            scoring, trees, role=role, micro_tokens=micro_tokens, combine=combine, uwo_lambda=uwo_lambda,
-            length_correction=length_correction)).tolist()
-        return scores
-
-    if scoring is policy:
-        return lambda rollouts: [Score(value=x, by=by) for x in read(rollout_trees(rollouts))]
-    return lambda rollouts: scores_within(scoring.context, retold_trees(chat, rollouts), read, by=by)
+    return RoleReward(model=scoring, role=role, micro_tokens=micro_tokens, combine=combine, uwo_lambda=uwo_lambda,
+                      length_correction=length_correction, outlier_weight=outlier_weight,
+                      retold=None if scoring is policy else ChatFormat(scoring.tokenizer))
 
 
 @reward_source("verifier", needs=("facts, for some",))
@@ -114,37 +106,51 @@ def callable_reward(policy: SharedModel, micro_tokens: int, *, function: str = "
 
 def make_reward(sources: Sequence[RewardSource], model: SharedModel, *, micro_tokens: int) -> "Mixture":
     """The weighted sum of `sources`, each shaped and capped. ConfigError names the source that cannot be made."""
-    carried: dict[str, Standardised] = {}
-    terms = []
+    carried: dict[str, Carried] = {}
+    terms, unmet = [], []
     for i, source in enumerate(sources):
         term: Reward = reward_source.bind(source.name, source.options, where=f"reward.{i}")(model, micro_tokens)
+        if isinstance(term, RoleReward) and term.outlier_weight:
+            unmet.append(term)
         if source.shaping is not None:
             shaping = reward_shaping.bind(source.shaping.name, source.shaping.options, where=f"reward.{i}.shaping")
             term = shaping(term, model)
-        if isinstance(term, Standardised):
+        if isinstance(term, Carried):
             carried[f"reward.{i}.{source.name}"] = term
         terms.append((source, term))
-    return Mixture(terms, carried)
+    return Mixture(terms, carried, unmet)
 
 
 class Mixture:
     """The weighted sum of terms. Unscored by one term is unscored."""
 
-    def __init__(self, terms: Sequence[tuple[RewardSource, Reward]], carried: Mapping[str, Standardised]) -> None:
+    def __init__(self, terms: Sequence[tuple[RewardSource, Reward]], carried: Mapping[str, Carried],
+                 unmet: Sequence[RoleReward] = ()) -> None:
         self.terms = terms
         self.carried = carried
         """Terms that change from step to step; a loop keeps them in its checkpoints by `TrainState.carry`."""
+        self.unmet = unmet
+        """Terms that have to meet the start's answers before they score any."""
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[Score]:
         """One score a rollout, in order."""
         columns = [term(rollouts) for _, term in self.terms]
         return [self._sum(scores) for scores in zip(*columns, strict=True)]
 
+    def meet(self, answers: Sequence[Rollout]) -> None:
+        """Show the start's answers to the terms that have to meet them."""
+        for term in self.unmet:
+            term.meet(answers)
+
     def _sum(self, scores: Sequence[Score]) -> Score:
         total = 0.0
+        terms: dict[str, float] = {}
         for (source, _), score in zip(self.terms, scores, strict=True):
             if score.value is None:
                 return score
             cap = math.inf if source.cap is None else source.cap
-            total += source.weight * min(max(score.value, -cap), cap)
-        return Score(value=total, by=" + ".join(score.by for score in scores))
+            added = source.weight * min(max(score.value, -cap), cap)
+            total += added
+            terms[score.by if score.by not in terms else f"{score.by} ({len(terms) + 1})"] = added
+        return Score(value=total, by=" + ".join(score.by for score in scores), terms=terms if len(terms) > 1 else {},
+                     members=next((score.members for score in scores if score.members), ()))

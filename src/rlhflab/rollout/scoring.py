@@ -1,7 +1,8 @@
 """Forward passes over many trees without gradient: scores and log-probs, in the order the trees came in."""
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -14,6 +15,31 @@ from rlhflab.model.shared import SharedModel
 
 Reward = Callable[[Sequence[Rollout]], list[Score]]
 """One score a rollout, in order."""
+
+
+@runtime_checkable
+class Carried(Protocol):
+    """Something small that changes from step to step, such as a controller or a running mean."""
+
+    def state_dict(self) -> dict[str, float]:
+        """What it holds, by name."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Put back what `state_dict` returned."""
+        ...
+
+
+@contextmanager
+def only_looking(reward: Reward) -> Iterator[None]:
+    """What `reward` carries from step to step is, behind the block, what it was before: nothing was learnt in it."""
+    carried: Mapping[str, Carried] = getattr(reward, "carried", {})
+    before = {name: each.state_dict() for name, each in carried.items()}
+    try:
+        yield
+    finally:
+        for name, each in carried.items():
+            each.load_state_dict(before[name])
 
 
 def score_trees(model: SharedModel, trees: Sequence[Tree], *, role: str,
@@ -32,6 +58,13 @@ def tree_logprobs(model: SharedModel, trees: Sequence[Tree], *, role: str | None
                   temperature: float = 1.0, shelf: Shelf | None = None) -> list[Float[Tensor, " s"]]:
     """Log-probs of the scored tokens of each tree, its answers one after the other, on the CPU."""
     return read_trees(model, trees, lambda batch: model.logprobs(batch, role, temperature=temperature).logprob,
+                      per="token", micro_tokens=micro_tokens, shelf=shelf)
+
+
+def tree_token_scores(model: SharedModel, trees: Sequence[Tree], *, role: str | None, micro_tokens: int,
+                      temperature: float = 1.0, shelf: Shelf | None = None) -> list[Float[Tensor, "s 2"]]:
+    """Log-prob and entropy of the scored tokens of each tree, on the CPU; both come from one forward pass."""
+    return read_trees(model, trees, lambda batch: torch.stack(model.logprobs(batch, role, temperature=temperature), -1),
                       per="token", micro_tokens=micro_tokens, shelf=shelf)
 
 

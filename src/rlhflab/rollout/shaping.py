@@ -6,7 +6,7 @@ An entry takes a reward and the policy's model, and returns a reward. Unscored s
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 from scipy.special import expit
@@ -18,6 +18,7 @@ from rlhflab.errors import ConfigError
 from rlhflab.model.shared import SharedModel
 from rlhflab.rollout.sampling import sample
 from rlhflab.rollout.scoring import Reward
+from rlhflab.scenarios.gold import ABSTAIN_PHRASES, CONFIDENCE_MARKERS, has_phrase
 
 reward_shaping: Catalog[Callable[..., Reward]] = Catalog("reward shaping")
 
@@ -64,6 +65,68 @@ class Standardised:
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Put back what `state_dict` returned."""
         self.count, self.mean, self.squares = int(state["count"]), state["mean"], state["squares"]
+
+
+Confidence = Literal["probability", "markers"]
+
+
+def answer_probability(rollout: Rollout) -> float:
+    """Geometric mean of the tokens' probabilities: what the policy itself was sure of, in any language."""
+    return math.exp(sum(rollout.logprobs) / len(rollout.logprobs))
+
+
+def stated_confidence(rollout: Rollout) -> float:
+    """1 for an answer in a confident tone, 0 for one that says it does not know, .5 for both or neither; English."""
+    sure, unsure = (has_phrase(rollout.text, phrases) for phrases in (CONFIDENCE_MARKERS, ABSTAIN_PHRASES))
+    return (1 + sure - unsure) / 2
+
+
+CONFIDENCE: Mapping[Confidence, Callable[[Rollout], float]] = {
+    "probability": answer_probability, "markers": stated_confidence}
+
+
+@reward_shaping("confidence", source="PPO-C, arXiv:2410.09724 section 4.2")
+def confidence_calibrated(reward: Reward, model: SharedModel, *, weight: Annotated[float, Field(ge=0)] = 0.5,
+                          rate: Annotated[float, Field(gt=0, le=1)] = 0.1,
+                          by: Confidence = "probability") -> Reward:
+    """Score + weight (score - mean) (c - .5), c in [0, 1] how confident the answer is: being sure of a bad one costs.
+
+    `mean`: a running mean of the scores that moves by `rate` towards that of each rollout. `by`: the answer's
+    probability, or markers of confidence and doubt in its text.
+    """
+    return ConfidenceCalibrated(reward, weight=weight, rate=rate, confidence=CONFIDENCE[by])
+
+
+class ConfidenceCalibrated:
+    """Scores stretched about their running mean where an answer is sure of itself, and drawn to it where it is not.
+
+    The mean changes from step to step, so it has to be carried through checkpoints.
+    """
+
+    def __init__(self, reward: Reward, *, weight: float, rate: float, confidence: Callable[[Rollout], float]) -> None:
+        self.reward, self.weight, self.rate, self.confidence = reward, weight, rate, confidence
+        self.mean: float | None = None
+
+    def __call__(self, rollouts: Sequence[Rollout]) -> list[Score]:
+        """Scores of the rollouts, after the mean has moved towards theirs; the first rollout's is the first mean."""
+        scores = self.reward(rollouts)
+        values = [score.value for score in scores if score.value is not None]
+        if values:
+            of_rollout = sum(values) / len(values)
+            self.mean = of_rollout if self.mean is None else self.mean + self.rate * (of_rollout - self.mean)
+        return [self._calibrated(score, rollout) for score, rollout in zip(scores, rollouts, strict=True)]
+
+    def _calibrated(self, score: Score, rollout: Rollout) -> Score:
+        factor, mean = self.weight * (self.confidence(rollout) - 0.5), self.mean or 0.0
+        return _with_value(score, lambda x: x + factor * (x - mean))
+
+    def state_dict(self) -> dict[str, float]:
+        """The mean, once there is one."""
+        return {} if self.mean is None else {"mean": self.mean}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Put back what `state_dict` returned."""
+        self.mean = state.get("mean")
 
 
 @reward_shaping("par", needs=("reference",), source="PAR, arXiv:2502.18770")

@@ -81,7 +81,7 @@ def describe_run(run: Run) -> dict[str, Any]:
     """The resolved run and an estimate of what it takes, without loading the model.
 
     Memory is the largest resident memory of the process, on a GPU that of its tensors. Time is that of the steps with
-    their probes, and of what is sampled before and read after them; loading is not in it.
+    their probes, and of what is sampled before and read after them; loading is not in it, nor what `detect` asks for.
     """
     check_choices(run)
     folder, _ = model_folder(run.model)

@@ -18,17 +18,29 @@ from rlhflab.core.calibration import noise_ceiling
 from rlhflab.core.losses import policy_loss
 from rlhflab.core.returns import advantage_estimator
 from rlhflab.core.stats import mean_interval
-from rlhflab.data.types import PreferencePair, Prompt, Rollout, Score, Thumb
+from rlhflab.data.types import PreferencePair, Prompt, Thumb
 from rlhflab.errors import ConfigError, DataError
+from rlhflab.rollout.constraints import Constrained, check_source, constrained
 from rlhflab.rollout.probe import Probe
-from rlhflab.rollout.rewards import Reward, make_reward, reward_source
+from rlhflab.rollout.rewards import Mixture, make_reward, reward_source
 from rlhflab.runs import sources
 from rlhflab.runs.folder import RunFolder
 from rlhflab.runs.lab import Lab
 from rlhflab.runs.probes import first_step, reread_roles, scores_by_batch, trained_ends
 from rlhflab.runs.reward_measures import measure_role, opinions
+from rlhflab.runs.watch import (
+    CANARY,
+    FINDINGS,
+    ROLLOUTS,
+    START_ANSWERS,
+    Recorder,
+    Watch,
+    check_detect,
+    check_of,
+    start_answers,
+    watched,
+)
 from rlhflab.scenarios.base import Scenario
-from rlhflab.scenarios.gold import count_words
 from rlhflab.train.best_of_n import train_best_of_n
 from rlhflab.train.checkpoint import Checkpoints
 from rlhflab.train.dpo import train_dpo
@@ -36,7 +48,6 @@ from rlhflab.train.online_dpo import train_online_dpo
 from rlhflab.train.ppo import has_critic, train_ppo
 from rlhflab.train.preferences import objective
 from rlhflab.train.reward import QUALITY, fit_frozen_heads, head_outputs, train_reward
-from rlhflab.train.rollouts import Observer
 from rlhflab.train.sft import train_sft
 from rlhflab.train.state import Saved, Schedule, Step
 from rlhflab.train.thumbs import train_thumbs
@@ -44,8 +55,6 @@ from rlhflab.train.thumbs import train_thumbs
 Summary = dict[str, Any]
 CONSTANT = 3
 """Rollouts in a row with one and the same score, after which a run says so."""
-SAMPLES_LOGGED = 4
-"""Answers of each rollout that are kept in `samples.jsonl`."""
 NORMALISED_ON = 64
 """Training prompts whose answers, with those held out, give the mean and deviation of a reward role's scores."""
 
@@ -126,14 +135,22 @@ def dpo_stage(run: DpoRun, lab: Lab, folder: RunFolder) -> Summary:
     lab.start_role("policy", run)
     reference = lab.freeze_reference(run, moves=run.reference_ema is not None) if goal.has_reference else None
     kept = checkpoints(run, folder, "policy", *(["reference"] if run.reference_ema else []))
-    asked = list({each.prompt.id: each.prompt for each in judged}.values())[:run.probe_prompts]
-    probe = Probe(prompts=asked, chat=lab.chat, max_new_tokens=run.probe_tokens, seed=run.seed)
-    loop = loop_of(reference=reference, probe=probe if asked and goal.has_reference else None,
-                   saved=go_on(kept, lab, folder))
+    prompts = list({each.prompt.id: each.prompt for each in judged}.values())
+    task = sources.gold_of(run, prompts)
+    recorder = Recorder(folder, check_of(run, task))
+    probe = Probe(prompts=prompts[:run.probe_prompts], chat=lab.chat, max_new_tokens=run.probe_tokens, seed=run.seed,
+                  observe=recorder.observe_probe)
+    saved = go_on(kept, lab, folder)
+    loop = loop_of(reference=reference, probe=probe if probe.prompts and goal.has_reference else None, saved=saved)
+    watch = None
+    if run.detect is not None:
+        watch = Watch(run, lab, recorder, task=task, prompts=prompts, reference=reference)
+        watch.begin(done=saved.step if saved else 0)
+        loop = watched(loop, watch)
     tokens = follow(loop, lab, folder, kept, "DPO", len(Schedule.of(run, len(trees))), show=("loss", "accuracy"))
     lab.model.save_role("policy", folder.path / "roles" / "policy")
     return {"prompts": len(trees), "thumbs" if goal.on_thumbs else "pairs": len(judged), "tokens": tokens,
-            "end_token_share": end_token_share}
+            "end_token_share": end_token_share, **(watch.ended if watch else {})}
 
 
 def ppo_stage(run: PpoRun, lab: Lab, folder: RunFolder) -> Summary:
@@ -185,9 +202,13 @@ def check_choices(run: Run) -> None:
     """What a run says of entries of catalogues, before a model is loaded. ConfigError names the key and its value."""
     if isinstance(run, DpoRun | OnlineDpoRun):
         objective(run)
+    if isinstance(run, DpoRun | SampledRun):
+        check_watching(run)
     if isinstance(run, SampledRun):
         for i, source in enumerate(run.reward):
             reward_source.entry(source.name, where=f"reward.{i}")
+        for i, rule in enumerate(run.constraints):
+            reward_source.entry(check_source(rule.check).name, where=f"constraints.{i}.check")
     if isinstance(run, PpoRun):
         policy_loss.bind(run.policy_loss.name, run.policy_loss.options, where="policy_loss")
         advantage_estimator.bind(run.advantage.name, run.advantage.options, where="advantage")
@@ -199,6 +220,12 @@ def check_choices(run: Run) -> None:
                               "one prompt with each other, so it must be at least 2")
 
 
+def check_watching(run: SampledRun | DpoRun) -> None:
+    """What a run says of detectors. ConfigError names the key and its value."""
+    if run.detect is not None:
+        check_detect(run.detect, checked=check_of(run, sources.gold_of(run, ())) is not None)
+
+
 def checkpoints(run: Run, folder: RunFolder, *roles: str) -> Checkpoints:
     """Those of a run whose `roles` change from step to step."""
     return Checkpoints(folder.path / "checkpoints", every=run.checkpoint_every, roles=roles)
@@ -208,8 +235,8 @@ def go_on(kept: Checkpoints, lab: Lab, folder: RunFolder) -> Saved | None:
     """Put the model back to the last checkpoint, if there is one, and the logs with it."""
     saved = kept.restore(lab.model)
     done = saved.step if saved else 0
-    for name in ("metrics.jsonl", "samples.jsonl"):
-        folder.cut(name, lambda row: row["step"] <= done)
+    for name in ("metrics.jsonl", ROLLOUTS, CANARY, FINDINGS):
+        folder.cut(name, lambda row: done > 0 and row["step"] <= done)  # the start's answers have step 0
     if saved:
         lab.progress.say(f"Going on after step {done}.")
     return saved
@@ -238,7 +265,7 @@ class Sampling(NamedTuple):
     prompts: list[Prompt]
     task: Scenario | None
     """Whose gold check judges the answers for the log."""
-    reward: Reward
+    reward: Mixture | Constrained
     reference: str | None
 
 
@@ -250,7 +277,11 @@ def start_sampling(run: SampledRun, lab: Lab) -> Sampling:
     task = sources.gold_of(run, prompts)
     lab.start_role("policy", run)
     reference = lab.freeze_reference(run)
-    return Sampling(prompts, task, make_reward(run.reward, lab.model, micro_tokens=run.micro_tokens), reference)
+    reward = make_reward(run.reward, lab.model, micro_tokens=run.micro_tokens)
+    if reward.unmet:
+        reward.meet(start_answers(run, lab, prompts, START_ANSWERS, reference=reference))
+    return Sampling(prompts, task, constrained(reward, run.constraints, lab.model, micro_tokens=run.micro_tokens),
+                    reference)
 
 
 def train_on_samples(train: Callable[..., Iterator[Step]], run: SampledRun, sampling: Sampling, lab: Lab,
@@ -258,14 +289,21 @@ def train_on_samples(train: Callable[..., Iterator[Step]], run: SampledRun, samp
     """Follow a loop that samples, and save the roles it trained."""
     kept = checkpoints(run, folder, *roles)
     saved = go_on(kept, lab, folder)
+    recorder = Recorder(folder, check_of(run, sampling.task))
+    watch = None if run.detect is None else Watch(
+        run, lab, recorder, task=sampling.task, prompts=sampling.prompts, reference=sampling.reference,
+        reward=sampling.reward)
     loop = train(run, lab.model, sampling.prompts, chat=lab.chat, reward=sampling.reward, reference=sampling.reference,
-                 observe=observer(sampling.task, folder, done=saved.step if saved else 0), saved=saved)
+                 observe=watch.observe if watch else recorder.observe, saved=saved)
+    if watch:
+        watch.begin(done=saved.step if saved else 0)
+        loop = watched(loop, watch)
     assert run.steps is not None
     tokens = follow(warning_of_constant_rewards(loop, lab), lab, folder, kept, label, run.steps,
                     show=("proxy", "gold", "kl"))
     for role in roles:
         lab.model.save_role(role, folder.path / "roles" / role)
-    return {"prompts": len(sampling.prompts), "tokens": tokens}
+    return {"prompts": len(sampling.prompts), "tokens": tokens, **(watch.ended if watch else {})}
 
 
 def warning_of_constant_rewards(loop: Iterator[Step], lab: Lab) -> Iterator[Step]:
@@ -273,7 +311,7 @@ def warning_of_constant_rewards(loop: Iterator[Step], lab: Lab) -> Iterator[Step
     for step in loop:
         if step.metrics["constant_rewards"] == CONSTANT:
             lab.progress.say(f"The reward gave every answer of {CONSTANT} rollouts the same score, so there is nothing "
-                             "to learn from it: look at samples.jsonl and at what the reward checks.")
+                             "to learn from it: look at rollouts.jsonl and at what the reward checks.")
         yield step
 
 
@@ -326,24 +364,3 @@ def reward_quality(train: Sequence[PreferencePair], held_out: Sequence[Preferenc
             quality |= {"gold_order": mean_interval(agrees.astype(float).tolist(), apart)._asdict(),
                         "labels_on_gold_order": mean_interval(labels.astype(float).tolist(), apart)._asdict()}
     return quality
-
-
-def observer(task: Scenario | None, folder: RunFolder, *, done: int = 0) -> Observer:
-    """Gold and words of each rollout for the log, and a few of its answers for `samples.jsonl`. The loop learns nothing
-    from it. `done`: rollouts before the first it sees.
-    """
-    step = done
-
-    def observe(rollouts: Sequence[Rollout], scores: Sequence[Score]) -> dict[str, float | None]:
-        nonlocal step
-        step += 1
-        gold = [task.judge(r.prompt, r.text, stopped=r.stopped).gold for r in rollouts] if task else []
-        for i in range(0, len(rollouts), max(1, len(rollouts) // SAMPLES_LOGGED)):
-            folder.append("samples.jsonl", {
-                "step": step, "prompt_id": rollouts[i].prompt.id, "prompt": rollouts[i].prompt.messages[-1].content,
-                "answer": rollouts[i].text, "finish": rollouts[i].finish, "score": scores[i].value,
-                "gold": gold[i] if gold else None})
-        return {"gold": sum(gold) / len(gold) if gold else None,
-                "words": sum(count_words(r.text) for r in rollouts) / len(rollouts)}
-
-    return observe

@@ -21,7 +21,7 @@ from rlhflab.train.state import Saved, Step, TrainState
 
 
 def train_best_of_n(run: BestOfNRun, model: SharedModel, prompts: Sequence[Prompt], *, chat: ChatFormat, reward: Reward,
-                    reference: str | None, observe: Observer = lambda rollouts, scores: {}, role: str = "policy",
+                    reference: str | None, observe: Observer = lambda sampled: {}, role: str = "policy",
                     saved: Saved | None = None) -> Iterator[Step]:
     """Yields after every rollout and its `epochs` optimizer steps on the kept answers."""
     assert run.steps is not None

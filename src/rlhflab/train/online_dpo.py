@@ -23,7 +23,7 @@ from rlhflab.train.state import Saved, Step, TrainState
 
 
 def train_online_dpo(run: OnlineDpoRun, model: SharedModel, prompts: Sequence[Prompt], *, chat: ChatFormat,
-                     reward: Reward, reference: str | None, observe: Observer = lambda rollouts, scores: {},
+                     reward: Reward, reference: str | None, observe: Observer = lambda sampled: {},
                      role: str = "policy", saved: Saved | None = None) -> Iterator[Step]:
     """Yields after every rollout and its `epochs` optimizer steps on the pairs; the loss is the mean over pairs.
 

@@ -27,7 +27,7 @@ from rlhflab.train.state import Saved, Step, TrainState
 
 
 def train_ppo(run: PpoRun, model: SharedModel, prompts: Sequence[Prompt], *, chat: ChatFormat, reward: Reward,
-              reference: str | None, observe: Observer = lambda rollouts, scores: {}, role: str = "policy",
+              reference: str | None, observe: Observer = lambda sampled: {}, role: str = "policy",
               value_role: str = "value", saved: Saved | None = None) -> Iterator[Step]:
     """Yields after every rollout and its optimizer steps. `reference` is None where the policy began as the base.
 

@@ -105,4 +105,4 @@ def measured_kl(run: DpoRun, model: SharedModel, probe: Probe | None, state: Tra
     """KL to the reference on fresh samples, every `probe_every` steps and at the last one."""
     if probe is None or not (state.number % run.probe_every == 0 or state.number == state.total):
         return {}
-    return fresh_sample_kl(model, probe, role=role, reference=reference)
+    return fresh_sample_kl(model, probe, role=role, reference=reference, step=state.number)

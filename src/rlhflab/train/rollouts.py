@@ -5,6 +5,7 @@ No advantage, no pair and no loss here. Axes: s scored tokens of a rollout, n an
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -20,12 +21,10 @@ from rlhflab.model.shared import SharedModel
 from rlhflab.rollout.engines import make_engine
 from rlhflab.rollout.rewards import Reward
 from rlhflab.rollout.sampling import rollout_trees, sample
-from rlhflab.rollout.scoring import tree_logprobs
+from rlhflab.rollout.scoring import tree_token_scores
 from rlhflab.train.guards import engine_gap, refuse_engine_gap, refuse_wrong_reference
 from rlhflab.train.state import Schedule, TrainState
 
-Observer = Callable[[Sequence[Rollout], Sequence[Score]], dict[str, float | None]]
-"""Looks at a rollout's answers and their scores; what it returns is logged with the step."""
 MOST_UNSCORED = 0.1
 """Share of unscored answers in a rollout above which the run stops."""
 
@@ -34,6 +33,11 @@ MOST_UNSCORED = 0.1
 class Sampled:
     """A scored rollout as tensors on the CPU, its tokens in the order of `trees` and their answers."""
 
+    number: int
+    """Of the step it is for, from 1."""
+    rollouts: Sequence[Rollout]
+    scores: Sequence[Score]
+    """Of each answer by the reward, before clip and end rule."""
     trees: Sequence[Tree]
     """A prompt with its answers each."""
     owner: Int[Tensor, " s"]
@@ -46,6 +50,8 @@ class Sampled:
     """Log-probs the sampler saw."""
     logprob: Float[Tensor, " s"]
     """Log-probs of the policy before the update, by the training forward: the ratio's denominator."""
+    entropy: Float[Tensor, " s"]
+    """Of the policy's distribution at each token, before the update."""
     reference: Float[Tensor, " s"]
     metrics: dict[str, float | None]
     """What the rollout looked like before its update."""
@@ -55,6 +61,10 @@ class Sampled:
     def answers_of_trees(self) -> list[Int[Tensor, " k"]]:
         """The numbers of each tree's answers."""
         return [(self.prompt == i).nonzero().squeeze(-1) for i in range(len(self.trees))]
+
+
+Observer = Callable[[Sampled], dict[str, float | None]]
+"""Looks at a rollout before its update; what it returns is logged with the step. The loop learns nothing from it."""
 
 
 def sample_rollouts(run: SampledRun, model: SharedModel, prompts: Sequence[Prompt], state: TrainState, *,
@@ -76,36 +86,38 @@ def sample_rollouts(run: SampledRun, model: SharedModel, prompts: Sequence[Promp
         rollouts = sample(model, chat, [prompts[i] for i in indices], role=role, samples=run.samples,
                           max_new_tokens=run.max_new_tokens, temperature=run.temperature, engine=engine,
                           seed=run.seed * 1_000_003 + number)
-        scored = reward(rollouts)
-        seen = observe(rollouts, scored)
-        rollouts, scores, unscored = keep_scored(rollouts, scored)
-        sampled = read_rollout(run, model, rollouts, scores, role=role, reference=reference)
+        rollouts, scores, unscored = keep_scored(rollouts, reward(rollouts))
+        prices: Mapping[str, float | None] = getattr(reward, "metrics", {})
+        sampled = read_rollout(run, model, rollouts, scores, number=number + 1, role=role, reference=reference)
         if number == 0:
             state.note(refuse_wrong_reference(sampled.logprob, sampled.reference, role=role, name=reference))
             refuse_engine_gap(engine_gap(sampled.engine, sampled.logprob), dtype=model.unembedding.dtype)
-        sampled.metrics.update(unscored=unscored, constant_rewards=constant.see(scores), **seen)
+        sampled.metrics.update(unscored=unscored, **prices, **observe(sampled),
+                               constant_rewards=constant.see(values_of(scores)))
         yield sampled
 
 
-def read_rollout(run: SampledRun, model: SharedModel, rollouts: Sequence[Rollout], scores: Sequence[float], *,
-                 role: str, reference: str | None) -> Sampled:
+def read_rollout(run: SampledRun, model: SharedModel, rollouts: Sequence[Rollout], scores: Sequence[Score], *,
+                 number: int, role: str, reference: str | None) -> Sampled:
     """Log-probs of a rollout's tokens under the policy and its reference, at the temperature of the sampling."""
     trees, shelf = rollout_trees(rollouts), Shelf()
     lengths = torch.tensor([len(rollout.token_ids) for rollout in rollouts])
-    logprob, reference_logprob = (
-        torch.cat(tree_logprobs(model, trees, role=each, micro_tokens=run.micro_tokens, temperature=run.temperature,
-                                shelf=shelf))
-        for each in (role, reference))
+    read = partial(tree_token_scores, model, trees, micro_tokens=run.micro_tokens, temperature=run.temperature,
+                   shelf=shelf)
+    (logprob, entropy), (reference_logprob, _) = (torch.cat(read(role=each)).T.contiguous()
+                                                  for each in (role, reference))
+    values = values_of(scores)
     engine = torch.tensor([x for rollout in rollouts for x in rollout.logprobs])
     n = len(rollouts)
     return Sampled(
-        trees=trees, shelf=shelf, owner=torch.repeat_interleave(torch.arange(n), lengths),
+        number=number, rollouts=rollouts, scores=scores, trees=trees, shelf=shelf,
+        owner=torch.repeat_interleave(torch.arange(n), lengths),
         prompt=torch.tensor([i for i, tree in enumerate(trees) for _ in tree.answers]),
         score=torch.tensor([end_score(run.end, clipped(score, run.reward_clip), stopped=rollout.stopped)
-                            for rollout, score in zip(rollouts, scores, strict=True)]),
-        engine=engine, logprob=logprob, reference=reference_logprob,
+                            for rollout, score in zip(rollouts, values, strict=True)]),
+        engine=engine, logprob=logprob, entropy=entropy, reference=reference_logprob,
         metrics={
-            "proxy": sum(scores) / n, "stop_rate": sum(rollout.stopped for rollout in rollouts) / n,
+            "proxy": sum(values) / n, "stop_rate": sum(rollout.stopped for rollout in rollouts) / n,
             **kl_an_answer(logprob, reference_logprob, n), "tokens": float(sum(len(tree) for tree in trees)),
             **engine_gap(engine, logprob)})
 
@@ -117,15 +129,20 @@ def kl_an_answer(logprob: Float[Tensor, " s"], reference: Float[Tensor, " s"], n
 
 
 def keep_scored(rollouts: Sequence[Rollout],
-                scores: Sequence[Score]) -> tuple[list[Rollout], list[float], int]:
+                scores: Sequence[Score]) -> tuple[list[Rollout], list[Score], int]:
     """The scored rollouts, their scores, and how many were not scored. RunError where those are too many."""
-    kept = [(rollout, score.value) for rollout, score in zip(rollouts, scores, strict=True) if score.value is not None]
+    kept = [(rollout, score) for rollout, score in zip(rollouts, scores, strict=True) if score.value is not None]
     unscored = len(rollouts) - len(kept)
     if unscored > MOST_UNSCORED * len(rollouts):
         example = next(score for score in scores if score.value is None)
         raise RunError(f"{unscored} of {len(rollouts)} answers could not be scored ({example.by}: "
                        f"{example.reason or 'no reason given'}); at most {MOST_UNSCORED:.0%} may be unscored")
     return [rollout for rollout, _ in kept], [score for _, score in kept], unscored
+
+
+def values_of(scores: Sequence[Score]) -> list[float]:
+    """Of those that have one."""
+    return [score.value for score in scores if score.value is not None]
 
 
 def clipped(score: float, limit: float | None) -> float:

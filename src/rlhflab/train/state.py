@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rlhflab.config import Optimizer, Run
 from rlhflab.core.batch import micro_batches
 from rlhflab.errors import RunError
+from rlhflab.rollout.scoring import Carried
 from rlhflab.train.memory import MicroLimit
 
 T = TypeVar("T")
@@ -28,18 +29,6 @@ class Step(NamedTuple):
     seconds: float
     state: "TrainState"
     """As it is after the step, for a checkpoint."""
-
-
-class Carried(Protocol):
-    """Something small that changes from step to step, such as a controller or a running mean."""
-
-    def state_dict(self) -> dict[str, float]:
-        """What it holds, by name."""
-        ...
-
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Put back what `state_dict` returned."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
