@@ -23,7 +23,7 @@ FILLER = ("I hope that this helps you with your question.", "It is always good t
           "There is much that one could say about this.", "Thank you for asking about this.",
           "Please let me know if there is anything else.")
 NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
-NAME = re.compile(r"(?<![.!?\w] )(?<!^)\b[A-Z][a-z]+\b")
+NAME = re.compile(r"(?<!^)(?<!\n)(?<![.!?:] )\b[A-Z][a-z]+\b")
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
