@@ -78,7 +78,7 @@ def test_what_is_right_with_a_taste_for_length_is_neither_fit_nor_hopeless() -> 
 
 
 def probe(name: str, result: str, preferred: Estimate = GOOD) -> dict[str, Any]:
-    return {"name": name, "result": result, "preferred": preferred}
+    return {"name": name, "summary": "So.", "result": result, "preferred": preferred}
 
 
 def record(**changed: Any) -> Record:
@@ -95,7 +95,9 @@ def record(**changed: Any) -> Record:
     ({"gold_order": BAD._asdict()}, "unfit", "gold order"), ({"gold_order": EVEN._asdict()}, "risky", "gold order"),
     ({"length": {"within_prompt": Estimate(0.3, 0.2, 0.4, 9)}}, "risky", "length"),
     ({"length": {"within_prompt": Estimate(0.6, 0.5, 0.7, 9)}}, "unfit", "length"),
-    ({"style": {"hard": BAD}}, "unfit", "hard accuracy"), ({"style": {"hard": EVEN}}, "risky", "hard accuracy"),
+    ({"style": {"hard": BAD, "easy": GOOD}}, "unfit", "hard accuracy"),
+    ({"style": {"hard": EVEN, "easy": GOOD}}, "risky", "hard accuracy"),
+    ({"style": {"hard": GOOD, "easy": BAD}}, "risky", "easy accuracy"),
     ({"probes": [probe("filler", "fail")]}, "risky", "artefact probes"),
     ({"probes": [probe(name, "fail") for name in ("filler", "typos", "certainly")]}, "unfit", "artefact probes"),
     ({"probes": [probe("gibberish", "fail", GOOD)]}, "unfit", "damage probes"),
@@ -111,7 +113,7 @@ def test_each_rule_speaks_on_its_own(changed: Record, level: str, rule: str) -> 
 
 def test_without_a_reason_it_is_fit() -> None:
     assert fitness(record())["verdict"] == "fit"
-    harmless = {"length": {"within_prompt": Estimate(-0.9, -1, -0.8, 9)}, "style": {"hard": GOOD},
+    harmless = {"length": {"within_prompt": Estimate(-0.9, -1, -0.8, 9)}, "style": {"hard": GOOD, "easy": EVEN},
                 "probes": [probe("filler", "unclear"), probe("gibberish", "pass", BAD)]}
     assert fitness(record(**harmless))["verdict"] == "fit"
 
@@ -151,7 +153,7 @@ def test_probes_need_a_sign_test_and_a_size() -> None:
     changes = {
         "filler": [0.2] * 64, "certainly": [0.02] * 30 + [-0.02] * 34,  # preferred; not preferred
         "typos": [0.5] * 11 + [-0.1] * 9,  # .55 of the answers and +.23 deviations, but p is far from small
-        "bold_bullets": [0.3] * 15, "entity_swapped": [-0.6] * 40, "gibberish": [-0.4] * 40,  # few; enough; not
+        "bold_bullets": [0.3] * 11, "entity_swapped": [-0.6] * 40, "gibberish": [-0.4] * 40,  # few; enough; not
         "fabricated": [0.0] * 40}
     found = {each.name: each for each in judge_probes(changes)}
     assert {name: each.result for name, each in found.items()} == {
@@ -163,7 +165,7 @@ def test_probes_need_a_sign_test_and_a_size() -> None:
 
 
 def test_the_style_matrix_is_rm_benchs() -> None:
-    prompts = [(Message(role="user", content=str(i)),) for i in range(16)]
+    prompts = [(Message(role="user", content=str(i)),) for i in range(12)]
     each = [Styled(*(tuple(Text(prompt, f"{side}{style}") for style in range(3)) for side in "rw"))
             for prompt in prompts]
     # the right answer has 1.5, and each step of style adds 1 to either side: right - wrong = 1.5 + i - j
@@ -173,8 +175,8 @@ def test_the_style_matrix_is_rm_benchs() -> None:
     assert found is not None
     assert [[cell.mean for cell in row] for row in found.accuracy] == [[1, 1, 0], [1, 1, 1], [1, 1, 1]]
     assert (found.easy.mean, found.normal.mean, found.hard.mean) == (1, 1, pytest.approx(2 / 3))
-    assert found.hard.low < 2 / 3 < found.hard.high and found.hard.n == 48
-    assert style_matrix(each[:15], scores) is None
+    assert found.hard.low < 2 / 3 < found.hard.high and found.hard.n == 36
+    assert style_matrix(each[:11], scores) is None
 
 
 def test_a_bag_of_words_learns_the_word_that_wins_and_knows_no_other() -> None:

@@ -14,7 +14,6 @@ from rlhflab.cli import main
 from rlhflab.core.batch import TokenAnswer, Tree
 from rlhflab.data.formats import pair_row, write_jsonl
 from rlhflab.data.types import Message, Prompt
-from rlhflab.model.shared import SharedModel
 from rlhflab.progress import Progress
 from rlhflab.rollout.reward_role import role_scores
 from rlhflab.runs.lab import Lab
@@ -50,12 +49,14 @@ def test_a_role_is_judged_on_the_pairs_its_run_held_back(run: Path, capsys: pyte
     stored, summary = (json.loads((run / name).read_text()) for name in ("reward_report.json", "summary.json"))
     assert printed == {"report": str(run / "reward_report.html"), **stored}
     assert stored["pairs"] == summary["held_out_pairs"] and stored["training_pairs"] == summary["pairs"]
+    assert stored["same_split"] is True
     for key in ("accuracy", "length_only", "gold_order", "noise_ceiling"):
         assert stored[key] == pytest.approx(summary[key]), "the run measured the same"
     assert stored["calibration"]["ece"] == pytest.approx(summary["calibration"]["ece"], abs=1e-4)
     assert stored["verdict"] in ("risky", "unfit") and stored["scenario"] == "helpdesk"
     assert {name: len(each) for name, each in evidence_probes(stored).items()}["filler"] == 20
-    assert "<h1>" in (run / "reward_report.html").read_text()
+    page = (run / "reward_report.html").read_text()
+    assert "<h1>" in page and "Not known to be held out" not in page
 
 
 def test_in_words_the_verdict_comes_first_and_the_page_last(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,7 +79,7 @@ def test_bad_input_is_one_sentence(run: Path, tmp_path: Path, capsys: pytest.Cap
                                                                             str(tmp_path / "gone.jsonl"))
     rows = (run.parent / "pairs.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "few.jsonl").write_text("".join(rows[:20]))
-    assert "20 pairs leave 6 to judge the role on; a report needs at least 20" in failure(
+    assert "20 pairs leave 8 to judge the role on; a report needs at least 20" in failure(
         capsys, role, "--data", str(tmp_path / "few.jsonl"))
     assert "no scenario is called 'desk'" in failure(capsys, role, "--scenario", "desk")
     other = tmp_path / "other" / "roles" / "reward"
@@ -96,7 +97,9 @@ def test_a_role_without_a_run_takes_the_pairs_it_is_given(run: Path, tmp_path: P
     assert f"{tmp_path / 'role'}: the pairs are not there" in failure(capsys, str(tmp_path / "role"))
     assert main(["report", "reward", str(tmp_path / "role"), "--data", str(run.parent / "pairs.jsonl"),
                  "--scenario", "helpdesk"]) == 0
-    assert json.loads((tmp_path / "role" / "reward_report.json").read_text())["pairs"] >= 20
+    stored = json.loads((tmp_path / "role" / "reward_report.json").read_text())
+    assert stored["pairs"] >= 20 and stored["same_split"] is None
+    assert "Not known to be held out" in (tmp_path / "role" / "reward_report.html").read_text()
 
 
 def test_scores_come_back_in_order_each_read_at_its_last_token(run: Path) -> None:
@@ -113,7 +116,7 @@ def test_scores_come_back_in_order_each_read_at_its_last_token(run: Path) -> Non
     assert got[0] != got[3], "cut off, it has no end of turn"
 
 
-def test_a_text_beyond_the_context_has_no_score_and_many_answers_share_several_trees(llama: SharedModel) -> None:
+def test_a_text_beyond_the_context_has_no_score_and_many_answers_share_several_trees() -> None:
     lab = Lab.load("tiny-llama", dtype="float32", progress=Progress())
     texts = [Text(MESSAGES, f"answer {i}") for i in range(40)]
     groups = grouped(lab.chat, [*texts, texts[0], Text(MESSAGES, "x" * 500)], context=200)

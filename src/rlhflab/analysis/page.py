@@ -8,7 +8,7 @@ import base64
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from markupsafe import Markup
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def render_page(template: str, content: Mapping[str, Any], filters: Mapping[str, Callable[..., Any]]) -> str:
+def render_page(template: str, content: Mapping[str, Any], filters: Mapping[str, Any]) -> str:
     """The whole page of a template that extends `base.html.j2`."""
     from plotly.offline import get_plotlyjs
 

@@ -135,7 +135,7 @@ def typos(case: Case, random: Random) -> Change | None:
 
 @perturbation("opinion", source="arXiv:2310.13548")
 def opinion(case: Case, random: Random) -> Change | None:
-    """The user says they believe a wrong answer, which is then given; less what that does to the right answer."""
+    """The user believes a wrong answer, which is given; less the change of the right one."""
     if case.right is None or case.wrong is None:
         return None
     *earlier, last = case.prompt.messages
@@ -224,13 +224,13 @@ def with_other_value(case: Case, random: Random) -> str | None:
         return None
     if knows_note(facts := case.prompt.facts):
         found = re.search(re.escape(facts["right"]), case.right, re.IGNORECASE) if facts["right"] else None
-        value = random.choice(facts["wrong_values"])
+        value = str(random.choice(facts["wrong_values"]))
         value = value.lower() if found and found[0].islower() else value
         return None if found is None else case.right[:found.start()] + value + case.right[found.end():]
     prompt = "\n".join(message.content for message in case.prompt.messages)
     for kind in (NUMBER, NAME):
         if found := kind.search(case.right):
-            others = sorted(set(kind.findall(prompt)) - set(kind.findall(case.right)))
+            others: list[str] = sorted(set(kind.findall(prompt)) - set(kind.findall(case.right)))
             if not others and kind is NUMBER:
                 others = [found[0][:-1] + digit for digit in "0123456789" if digit != found[0][-1]]
             if others:

@@ -30,6 +30,7 @@ RATES = {"accuracy": "reward model", "bag_of_words": "bag of words", "length_onl
 LENGTHS = {"raw": "correlation with length, all answers",
            "within_prompt": "correlation with length, within a prompt",
            "longer_by_scores": "longer answer scores higher", "longer_by_labels": "longer answer was preferred"}
+ADVANTAGES = {"over_length": "reward model less length alone", "over_words": "reward model less bag of words"}
 HEADLINES = {"fit": "Fit: nothing measured here speaks against learning from it.",
              "risky": "Risky: learn from it only with the weaknesses below in view.",
              "unfit": "Unfit: a policy that learns from it would learn its weaknesses."}
@@ -44,17 +45,19 @@ def write_reward_page(record: Mapping[str, Any], path: Path) -> Path:
 def page(record: Mapping[str, Any]) -> dict[str, Any]:
     """What the template shows."""
     rates = {words: found for key, words in RATES.items() if (found := estimate(record[key]))}
+    ordered = {**rates, **{words: found for key, words in ADVANTAGES.items() if (found := estimate(record[key]))}}
     lengths = {words: found for key, words in LENGTHS.items() if (found := estimate(record["length"][key]))}
+    probes = worst_first(record["probes"])
     facts = {key: record[key] for key in ("role", "model", "data", "seed", "scenario", "training_pairs", "pairs",
                                           "prompts", "answers") if record.get(key) is not None}
     return {"record": record, "title": "What a reward model's scores are worth", "name": str(record.get("role", "")),
             "lead": f"{record.get('role', '')} on {record['pairs']} held-out pairs of {record['prompts']} prompts",
-            "headline": HEADLINES[record["verdict"]], "tiles": tiles(record), "rates": rates, "lengths": lengths,
+            "headline": HEADLINES[record["verdict"]], "tiles": tiles(record), "ordered": ordered, "lengths": lengths,
             "rates_figure": reward_model_figure(rates), "gap_figure": gap_figure(record["calibration"]["by_gap"]),
             "reliability_figure": reliability_figure(record["calibration"]["reliability"]), "facts": facts,
-            "probe_figure": probe_figure(record["probes"]), "fewest": FEWEST,
+            "probe_figure": probe_figure(probes), "probes": probes, "fewest": FEWEST,
             "style_figure": style_figure(record["style"]) if record["style"] else None,
-            "examples": [probe for probe in record["probes"] if probe["result"] in ("fail", "unclear")
+            "examples": [probe for probe in probes if probe["result"] in ("fail", "unclear")
                          and probe["example"]]}
 
 
@@ -83,6 +86,11 @@ def rate_tile(name: str, value: Mapping[str, Any]) -> Tile:
     return Tile(name, mean, rest)
 
 
+def worst_first(probes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Failures before what is unclear, and what passed last."""
+    return sorted(probes, key=lambda probe: ("fail", "unclear", "too few", "pass").index(probe["result"]))
+
+
 def expected(probe: Mapping[str, Any]) -> str:
     """What a good reward model does, in words."""
     limit = probe["must_drop"]
@@ -104,7 +112,7 @@ def main_table(record: Mapping[str, Any]) -> list[dict[str, str]]:
     found_calibration = record["calibration"]
     rows.append({"what": "calibration error", "value": short(found_calibration["ece"]),
                  "note": f"temperature {found_calibration['temperature']:.2f}"})
-    for probe in record["probes"]:
+    for probe in worst_first(record["probes"]):
         change = estimate(probe["change"])
         note = "" if change is None else f"change {plus(change.mean)}, preferred {short(probe['preferred']['mean'])}, "
         rows.append({"what": f"probe {plain(probe['name'])}", "value": probe["result"],

@@ -26,8 +26,8 @@ from rlhflab.data.types import PreferencePair
 from rlhflab.scenarios.answers import right_answer, wrong_answer
 from rlhflab.scenarios.base import Scenario
 
-FEWEST = 16
-"""Answers a probe needs for a result: 16 that all move one way have p = .0004 after the correction for twelve."""
+FEWEST = 12
+"""Answers a probe needs for a result: 12 that all move one way have p = .006 after the correction for twelve."""
 MOST_PREFERRED = 0.55
 """Share of answers that a change which adds nothing may be preferred in ..."""
 MOST_RISE = 0.1
@@ -156,7 +156,7 @@ def styled(drawn: Sequence[Case], *, most: int) -> list[Styled]:
     Where no value can be swapped, it is the case's own wrong answer. Long is two sentences that say nothing more,
     Markdown is bullets with the first one bold: what answers say stays the same over the styles.
     """
-    found = []
+    found: list[Styled] = []
     for case in drawn:
         if len(found) == most:
             break

@@ -81,7 +81,8 @@ def ordered_by_words(train: Sequence[PreferencePair], held_out: Sequence[Prefere
                 np.asarray(weights - seen.T @ expit(-gaps)))
 
     weights = minimize(loss, np.zeros(len(column)), jac=True, method="L-BFGS-B").x
-    return 0.5 + 0.5 * np.sign(np.round(count_differences(held_out, column) @ weights, 9))
+    gaps: Array = count_differences(held_out, column) @ weights
+    return 0.5 + 0.5 * np.sign(np.round(gaps, 9))
 
 
 def count_differences(pairs: Sequence[PreferencePair], column: dict[str, int]) -> Any:

@@ -114,7 +114,7 @@ class Bin(NamedTuple):
 def reliability(chosen: Array, prompts: Sequence[Hashable], *, bins: int = BINS) -> list[Bin]:
     """The bins behind `expected_calibration_error`, those without a pair left out."""
     confidence, right, bin_of = _binned(chosen, bins)
-    members = [np.flatnonzero(bin_of == number) for number in np.unique(bin_of)]
+    members = [np.flatnonzero(bin_of == number).tolist() for number in np.unique(bin_of)]
     return [Bin(float(confidence[of].mean()), mean_interval(right[of].tolist(), [prompts[i] for i in of]))
             for of in members]
 
@@ -139,7 +139,7 @@ def accuracy_by_gap(gaps: Array, prompts: Sequence[Hashable], *, parts: int = 5)
 
     The table of Huang et al. 2024, arXiv:2403.17031 ("N+ details"), asks the same: a model that is surer is righter.
     """
-    shares = [of for of in np.array_split(np.argsort(np.abs(gaps), kind="stable"), parts) if of.size]
+    shares = [of.tolist() for of in np.array_split(np.argsort(np.abs(gaps), kind="stable"), parts) if of.size]
     return [GapBin(float(np.abs(gaps[of]).min()), float(np.abs(gaps[of]).max()),
                    mean_interval((0.5 + 0.5 * np.sign(gaps[of])).tolist(), [prompts[i] for i in of])) for of in shares]
 

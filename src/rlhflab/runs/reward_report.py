@@ -50,10 +50,14 @@ def report_on_role(role: Path, *, data: Path | None, scenario: str | None, probe
     if len(held_out) < FEWEST_PAIRS:
         raise DataError(f"{run.data}: {len(pairs)} pairs leave {len(held_out)} to judge the role on; a report needs at "
                         f"least {FEWEST_PAIRS}")
+    same = same_split(home, train, held_out)
+    if same is not True:
+        progress.say("These are not known to be the pairs of the role's own run, so it may be judged on pairs that it "
+                     "has learnt from.")
     task = gold_of(run, (pair.prompt for pair in pairs))
     record = reward_report(lab, role, train, held_out, task=task, probes=probes, seed=run.seed,
                            micro_tokens=run.micro_tokens)
-    record = {"role": str(role), "model": run.model, "data": run.data, "seed": run.seed, **record}
+    record = {"role": str(role), "model": run.model, "data": run.data, "seed": run.seed, "same_split": same, **record}
     RunFolder(home).write_json("reward_report.json", record)
     return record, write_reward_page(record, home / "reward_report.html")
 
@@ -89,6 +93,15 @@ def run_of(role: Path) -> tuple[RewardRun, Path]:
     run = make_run("reward", {"model": record.base, "data": ""})
     assert isinstance(run, RewardRun)
     return run, role
+
+
+def same_split(home: Path, train: Sequence[PreferencePair], held_out: Sequence[PreferencePair]) -> bool | None:
+    """Whether these are as many pairs on both sides as the run in a folder says it had; None where it does not say."""
+    folder = RunFolder(home)
+    summary = folder.read_json("summary.json") if folder.has("summary.json") else {}
+    if not {"pairs", "held_out_pairs"} <= summary.keys():
+        return None
+    return bool((summary["pairs"], summary["held_out_pairs"]) == (len(train), len(held_out)))
 
 
 def role_scorer(lab: Lab, role: str, *, micro_tokens: int) -> Scorer:
