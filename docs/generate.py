@@ -34,7 +34,7 @@ def pages() -> dict[Path, str]:
 
 def cli_page() -> str:
     """The whole page."""
-    return "\n".join([HEAD, _section([]), *(_section([name]) for name in COMMANDS)])
+    return "\n".join([HEAD, _section([]), *(_section(name.split()) for name in COMMANDS)])
 
 
 def _section(command: list[str]) -> str:

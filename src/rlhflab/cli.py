@@ -22,7 +22,8 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 for place, (name, command) in enumerate(commands.COMMANDS.items()):
-    app.command(command, name=name, sort_key=place)
+    group, _, last = name.rpartition(" ")
+    (app[group] if group else app).command(command, name=last, sort_key=place)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

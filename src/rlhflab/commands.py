@@ -158,6 +158,34 @@ def report_command(folder: Path, /, *, as_json: Json = False) -> None:
     _print({"report": str(path)}, True) if as_json else print(f"Wrote {path}. Next: open it in a browser.")
 
 
+def report_reward_command(role: Path, /, *, data: Path | None = None, scenario: str | None = None, probes: Count = 64,
+                          as_json: Json = False) -> None:
+    """Judge a reward model before anything learns from it, and write the report beside its run.
+
+    Accuracy beside baselines, calibration, length, twelve perturbation probes, style against substance, and a verdict:
+    fit, risky or unfit. It is judged on the pairs that its run held back, found again by the run's seed.
+
+    Args:
+        role: The folder of a reward role, such as runs/my-reward/roles/reward.
+        data: The file of preference pairs, where it is not where the run found it, or where the role has no run.
+        scenario: The scenario whose check says which answers are right; the run's own where absent.
+        probes: Prompts of each probe, at most.
+        as_json: Print the record as JSON.
+    """
+    from rlhflab.progress import Progress
+    from rlhflab.runs.reward_report import report_on_role
+
+    record, path = _quietly(lambda: report_on_role(role, data=data, scenario=scenario, probes=probes,
+                                                   progress=Progress()))
+    if as_json:
+        _print({"report": str(path), **record}, True)
+        return
+    from rlhflab.analysis.reward_page import main_table
+
+    _print_table(main_table(record), False)
+    print(f"Wrote {path}. Next: open it in a browser.")
+
+
 def export_command(adapter: Path, /, *, out: Path, merge: bool = False, model: str | None = None,
                    dtype: Literal["bfloat16", "float32"] = "float32", as_json: Json = False) -> None:
     """Write a trained adapter for other tools, and measure how exactly they repeat it.
@@ -228,10 +256,11 @@ def list_command(what: str | None = None, /, *, as_json: Json = False) -> None:
 
 COMMANDS: Mapping[str, Callable[..., None]] = {
     "demo": demo_command, "train": train_command, "sample": sample_command, "evaluate": evaluate_command,
-    "report": report_command, "export": export_command, "average-roles": average_roles_command,
+    "report": report_command, "report reward": report_reward_command, "export": export_command,
+    "average-roles": average_roles_command,
     "models": models_command, "list": list_command,
 }
-"""In the order of the help."""
+"""In the order of the help; the second of two words is a command below the first."""
 
 
 def _one_prompt(text: str, folder: Path) -> Path:

@@ -18,6 +18,7 @@ CATALOGUES: Mapping[str, str | None] = {
     "advantages": "rlhflab.core.returns:advantage_estimator",
     "policy_losses": "rlhflab.core.losses:policy_loss",
     "rewards": "rlhflab.rollout.rewards:reward_source",
+    "perturbations": "rlhflab.analysis.perturbations:perturbation",
     "detectors": None,
     "formats": None,
     "verifiers": "rlhflab.rollout.verifiers:verifier",

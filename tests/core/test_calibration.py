@@ -8,11 +8,14 @@ from scipy.optimize import brentq
 from scipy.special import expit
 
 from rlhflab.core.calibration import (
+    accuracy_by_gap,
     calibrate,
     expected_calibration_error,
     fit_length_curve,
     fit_temperature,
+    length_correlation,
     noise_ceiling,
+    reliability,
 )
 
 
@@ -88,3 +91,43 @@ def test_the_noise_ceiling_by_hand(verdicts: list[list[bool]], agreement: float)
 
 def test_one_opinion_each_gives_no_ceiling() -> None:
     assert noise_ceiling([("p", True), ("q", False)]) is None
+
+
+def test_reliability_bins_hold_their_own_pairs_and_add_up_to_the_error() -> None:
+    chosen = np.array([0.92, 0.95, 0.07, 0.65, 0.5])  # confidences .92, .95, .93 in one bin, .65, .5 in others
+    even, unsure, sure = reliability(chosen, ["a", "b", "c", "d", "e"], bins=5)
+    assert (even.confidence, even.accuracy.mean) == (0.5, 0.5), "an even chance is half right"
+    assert (unsure.confidence, unsure.accuracy.mean, unsure.accuracy.n) == (0.65, 1.0, 1)
+    assert sure.confidence == pytest.approx((0.92 + 0.95 + 0.93) / 3) and sure.accuracy.mean == pytest.approx(2 / 3)
+    error = sum(each.accuracy.n * abs(each.accuracy.mean - each.confidence) for each in (even, unsure, sure)) / 5
+    assert expected_calibration_error(chosen, bins=5) == pytest.approx(error)
+
+
+def test_accuracy_by_gap_takes_equal_shares_by_distance() -> None:
+    near, far = accuracy_by_gap(np.array([3.0, -0.1, 0.2, -4.0, 0.0, 2.0]), list("abcdef"), parts=2)
+    assert (near.low, near.high, near.accuracy.mean) == (0.0, 0.2, 0.5), "one right, one wrong, one even"
+    assert (far.low, far.high, far.accuracy.mean) == (2.0, 4.0, 2 / 3)
+
+
+def test_correlation_with_length_raw_and_within_prompts() -> None:
+    # within each prompt longer is worse; between prompts longer is better
+    lengths, prompts = np.array([1.0, 2, 11, 12, 21, 22]), list("aabbcc")
+    scores = np.array([1.0, 0, 11, 10, 21, 20])
+    raw = length_correlation(scores, lengths, prompts, within=False)
+    within = length_correlation(scores, lengths, prompts, within=True)
+    assert raw is not None and within is not None
+    assert raw.mean == pytest.approx(np.corrcoef(scores, lengths)[0, 1]) and raw.n == 6
+    assert within.mean == pytest.approx(-1) and within.low == pytest.approx(-1) and within.high == pytest.approx(-1)
+    assert length_correlation(np.ones(4), np.arange(4.0), list("aabb"), within=False) is None
+    assert length_correlation(np.arange(4.0), np.arange(4.0), list("abcd"), within=True) is None, "one answer a prompt"
+
+
+def test_the_interval_of_the_correlation_counts_prompts_and_not_answers() -> None:
+    random = np.random.default_rng(1)
+    x, y = random.normal(size=200), random.normal(size=200)
+    alone = length_correlation(x, y, list(range(200)), within=False)
+    copied = length_correlation(np.repeat(x, 4), np.repeat(y, 4), [i // 4 for i in range(800)], within=False)
+    assert alone is not None and copied is not None
+    half = 1.96 / 200**0.5
+    assert alone.high - alone.low == pytest.approx(2 * half, rel=0.15)
+    assert copied.high - copied.low == pytest.approx(alone.high - alone.low, rel=0.1)

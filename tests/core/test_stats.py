@@ -6,7 +6,7 @@ from itertools import combinations
 import pytest
 from scipy import stats
 
-from rlhflab.core.stats import best_of_n, mean_interval, paired_change, wilson
+from rlhflab.core.stats import best_of_n, holm, mean_interval, paired_change, sign_test, wilson
 
 
 def test_wilson_equals_scipys() -> None:
@@ -71,3 +71,15 @@ def test_equal_proxies_share_their_gold() -> None:
 def test_no_best_of_more_answers_than_there_are(n: int) -> None:
     with pytest.raises(ValueError, match="cannot be estimated from 2 answers"):
         best_of_n([1.0, 2.0], [1.0, 2.0], n)
+
+
+def test_the_sign_test_drops_what_did_not_move() -> None:
+    assert sign_test([1.0, 2.0, 0.5, -0.1, 0.0]) == pytest.approx(2 * 5 / 16)  # at most one fall of four: (1 + 4) / 16
+    assert sign_test([1.0, -1.0]) == sign_test([0.0, 0.0]) == sign_test([]) == 1
+    assert sign_test([-1.0] * 9 + [3.0] * 2) == pytest.approx(stats.binomtest(2, 11).pvalue)
+
+
+def test_holm_by_hand() -> None:
+    # in order: 3 x .01, 2 x .03 and, since p may not fall again, .06 for .04
+    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert holm([0.9, 0.6]) == [1.0, 1.0] and holm([]) == []

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rlhflab.analysis.reward_quality import opinions
 from rlhflab.cli import main
 from rlhflab.config import Lora, RewardSource
 from rlhflab.core.batch import TokenAnswer, Tree
@@ -18,7 +19,6 @@ from rlhflab.rollout.reward_role import role_scores, standardised
 from rlhflab.rollout.rewards import make_reward
 from rlhflab.rollout.scoring import score_members
 from rlhflab.runs.recipes import recipe
-from rlhflab.runs.reward_measures import opinions
 from rlhflab.train.checkpoint import Checkpoints
 from rlhflab.train.reward import LENGTH, QUALITY
 

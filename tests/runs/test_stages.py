@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from rlhflab.analysis.reward_quality import reward_quality
 from rlhflab.data.types import Message, PreferencePair, Prompt
 from rlhflab.runs.sources import group_by_prompt
-from rlhflab.runs.stages import reward_quality, split_by_prompt
+from rlhflab.runs.stages import split_by_prompt
 from rlhflab.scenarios import scenario
 
 

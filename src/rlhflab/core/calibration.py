@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
 
+from rlhflab.core.stats import Estimate, mean_interval
+
 Array = NDArray[np.float64]
 KNOTS = 21
 """Places, at equal shares of the data, where a length curve is fitted; straight lines join them."""
@@ -76,12 +78,18 @@ def calibrate(gaps: Array, prompts: Sequence[Hashable]) -> Calibration:
 
     Two halves of the prompts, in the order they come in. With one prompt alone the errors are those of the fit itself.
     """
+    chosen = unseen_probabilities(gaps, prompts)
+    return Calibration(fit_temperature(gaps), expected_calibration_error(chosen), float(((1 - chosen) ** 2).mean()),
+                       gaps.size)
+
+
+def unseen_probabilities(gaps: Array, prompts: Sequence[Hashable]) -> Array:
+    """P(chosen is preferred) of each pair, with a temperature fitted on the pairs of other prompts."""
     number = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
     half = np.array([number[prompt] % 2 for prompt in prompts])
-    temperature = fit_temperature(gaps)
-    other = [fit_temperature(gaps[half != side]) if len(number) > 1 else temperature for side in (0, 1)]
-    chosen = expit(gaps / np.array(other)[half])
-    return Calibration(temperature, expected_calibration_error(chosen), float(((1 - chosen) ** 2).mean()), gaps.size)
+    of_half = [fit_temperature(gaps[half != side] if len(number) > 1 else gaps) for side in (0, 1)]
+    probabilities: Array = expit(gaps / np.array(of_half)[half])
+    return probabilities
 
 
 def expected_calibration_error(chosen: Array, *, bins: int = BINS) -> float:
@@ -89,10 +97,73 @@ def expected_calibration_error(chosen: Array, *, bins: int = BINS) -> float:
 
     `chosen`: the probability given to the label of each pair. The confidence is that of the likelier order.
     """
-    confidence, right = np.maximum(chosen, 1 - chosen), np.where(chosen == 0.5, 0.5, chosen > 0.5)
-    bin_of = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
+    confidence, right, bin_of = _binned(chosen, bins)
     gap = np.bincount(bin_of, weights=right - confidence, minlength=bins)
     return float(np.abs(gap).sum() / chosen.size)
+
+
+class Bin(NamedTuple):
+    """Pairs of which a reward model is about equally sure."""
+
+    confidence: float
+    """Mean probability of the likelier order."""
+    accuracy: Estimate
+    """Share of labels that are that order, with an interval clustered by prompt."""
+
+
+def reliability(chosen: Array, prompts: Sequence[Hashable], *, bins: int = BINS) -> list[Bin]:
+    """The bins behind `expected_calibration_error`, those without a pair left out."""
+    confidence, right, bin_of = _binned(chosen, bins)
+    members = [np.flatnonzero(bin_of == number).tolist() for number in np.unique(bin_of)]
+    return [Bin(float(confidence[of].mean()), mean_interval(right[of].tolist(), [prompts[i] for i in of]))
+            for of in members]
+
+
+def _binned(chosen: Array, bins: int) -> tuple[Array, Array, NDArray[np.int64]]:
+    """(confidence, whether the label is the likelier order, bin) of each pair; an even chance is half right."""
+    confidence, right = np.maximum(chosen, 1 - chosen), np.where(chosen == 0.5, 0.5, (chosen > 0.5).astype(float))
+    return confidence, right, np.minimum(((confidence - 0.5) * 2 * bins).astype(np.int64), bins - 1)
+
+
+class GapBin(NamedTuple):
+    """Pairs whose two scores lie about equally far apart."""
+
+    low: float
+    high: float
+    """Least and greatest distance in the bin."""
+    accuracy: Estimate
+
+
+def accuracy_by_gap(gaps: Array, prompts: Sequence[Hashable], *, parts: int = 5) -> list[GapBin]:
+    """How often the higher score is the label's, for `parts` equal shares of the pairs by the distance of the scores.
+
+    The table of Huang et al. 2024, arXiv:2403.17031 ("N+ details"), asks the same: a model that is surer is righter.
+    """
+    shares = [of.tolist() for of in np.array_split(np.argsort(np.abs(gaps), kind="stable"), parts) if of.size]
+    return [GapBin(float(np.abs(gaps[of]).min()), float(np.abs(gaps[of]).max()),
+                   mean_interval((0.5 + 0.5 * np.sign(gaps[of])).tolist(), [prompts[i] for i in of])) for of in shares]
+
+
+def length_correlation(scores: Array, lengths: Array, prompts: Sequence[Hashable], *, within: bool,
+                       draws: int = 2000, seed: int = 0) -> Estimate | None:
+    """Pearson's correlation of score and length over answers, with a 95 % bootstrap interval that draws prompts.
+
+    `within`: of what is left after the mean of each prompt's answers is taken away, so that prompts that ask for long
+    answers and score high do not count. None where either does not vary.
+    """
+    member = np.unique(np.array([repr(prompt) for prompt in prompts]), return_inverse=True)[1]
+    counts = np.bincount(member).astype(float)
+    x, y = (values - (np.bincount(member, values) / counts)[member] if within else values - values.mean()
+            for values in (scores, lengths))
+    if min(float((x * x).sum()), float((y * y).sum())) < 1e-12:
+        return None
+    moments = np.stack([np.bincount(member, each) for each in (np.ones_like(x), x, y, x * x, y * y, x * y)], axis=1)
+    drawn = np.random.default_rng(seed).multinomial(counts.size, np.full(counts.size, 1 / counts.size), size=draws)
+    with np.errstate(invalid="ignore", divide="ignore"):  # a draw in which nothing varies has no correlation
+        n, sx, sy, xx, yy, xy = np.concatenate([moments.sum(0, keepdims=True), drawn @ moments]).T
+        found = (xy - sx * sy / n) / np.sqrt((xx - sx * sx / n) * (yy - sy * sy / n))
+    low, high = np.nanquantile(found[1:], [0.025, 0.975])
+    return Estimate(float(found[0]), float(low), float(high), int(x.size))
 
 
 class Ceiling(NamedTuple):

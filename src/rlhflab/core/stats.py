@@ -88,3 +88,18 @@ def paired_change(after: Sequence[float], before: Sequence[float],
     change = np.asarray(after, dtype=float) - np.asarray(before, dtype=float)
     mean, variance, groups = _mean_variance(change, clusters)
     return Estimate(mean, *_t_interval(mean, variance, groups), int(change.size))
+
+
+def sign_test(changes: Sequence[float]) -> float:
+    """Two-sided exact p of so many rises among those that moved, were rise and fall as likely; 1 where none moved."""
+    up, down = (sum(sign * change > 0 for change in changes) for sign in (1, -1))
+    return min(1.0, 2 * float(stats.binom.cdf(min(up, down), up + down, 0.5)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values of a family, adjusted so that no false one is below a limit more often than it says (Holm 1979)."""
+    order = np.argsort(p_values, kind="stable")
+    stepped = np.asarray(p_values, dtype=float)[order] * np.arange(len(p_values), 0, -1)
+    adjusted = np.empty(len(p_values))
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(stepped))
+    return [float(p) for p in adjusted]

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from rlhflab.core.products import onednn_linear, packed, packs
 from rlhflab.model.roles import lora_layers, merged_weight
+
 
 @contextmanager
 def folded(decoder: nn.Module, adapters: Sequence[str]) -> Iterator[None]:

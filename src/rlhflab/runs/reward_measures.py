@@ -1,6 +1,6 @@
 """What a trained reward role is told about its own scores, and what is said of them in the summary."""
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -11,7 +11,6 @@ from rlhflab.core.batch import PreferenceTree, pair_index
 from rlhflab.core.calibration import Array, Calibration, calibrate
 from rlhflab.core.losses import correlation
 from rlhflab.core.stats import mean_interval
-from rlhflab.data.types import PreferencePair
 from rlhflab.model.shared import SharedModel
 from rlhflab.rollout.reward_role import combined, scaled, token_counts
 from rlhflab.rollout.scoring import score_members
@@ -51,10 +50,3 @@ def measure_role(run: RewardRun, model: SharedModel, *, seen: Sequence[Preferenc
         "correlation": float(correlation(plain, tokens)),
         "correlation_corrected": float(correlation(corrected, tokens)),
         "accuracy_corrected": mean_interval(right, prompts)._asdict()})
-
-
-def opinions(pairs: Iterable[PreferencePair]) -> Iterator[tuple[Hashable, bool]]:
-    """(comparison, verdict) of every pair: the same two answers to one prompt are one comparison, whoever judged."""
-    for pair in pairs:
-        first, second = sorted((pair.chosen, pair.rejected))
-        yield (pair.prompt.messages, first, second), pair.chosen == first

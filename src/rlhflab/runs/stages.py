@@ -9,15 +9,14 @@ from functools import partial
 from random import Random
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
+from rlhflab.analysis.reward_quality import opinions, reward_quality
 from rlhflab.config import BestOfNRun, DpoRun, OnlineDpoRun, PpoRun, RewardRun, Run, SampledRun, SftRun
 from rlhflab.core.batch import PreferenceTree
 from rlhflab.core.calibration import noise_ceiling
 from rlhflab.core.losses import policy_loss
 from rlhflab.core.returns import advantage_estimator
-from rlhflab.core.stats import mean_interval
 from rlhflab.data.types import PreferencePair, Prompt, Thumb
 from rlhflab.errors import ConfigError, DataError
 from rlhflab.rollout.constraints import Constrained, check_source, constrained
@@ -27,7 +26,7 @@ from rlhflab.runs import sources
 from rlhflab.runs.folder import RunFolder
 from rlhflab.runs.lab import Lab
 from rlhflab.runs.probes import first_step, reread_roles, scores_by_batch, trained_ends
-from rlhflab.runs.reward_measures import measure_role, opinions
+from rlhflab.runs.reward_measures import measure_role
 from rlhflab.runs.watch import (
     CANARY,
     FINDINGS,
@@ -340,27 +339,3 @@ def split_by_prompt(pairs: Sequence[PreferencePair], *, share: float,
             [pair for pair in pairs if pair.prompt.messages in apart])
 
 
-def reward_quality(train: Sequence[PreferencePair], held_out: Sequence[PreferencePair], scores: "np.ndarray[Any, Any]",
-                   task: Scenario | None) -> Summary:
-    """Accuracy on held-out labels, beside what length alone reaches, and agreement with the gold order.
-
-    `scores`: raw scores of the held-out pairs, (pairs, 2), chosen first. Gold ties are left out.
-    """
-    prompts = [pair.prompt.id for pair in held_out]
-    longer = [np.sign(len(pair.chosen) - len(pair.rejected)) for pair in train]
-    direction = 1.0 if sum(longer) >= 0 else -1.0
-    by_length = [0.5 + 0.5 * direction * float(np.sign(len(pair.chosen) - len(pair.rejected))) for pair in held_out]
-    quality: Summary = {
-        "accuracy": mean_interval((scores[:, 0] > scores[:, 1]).astype(float).tolist(), prompts)._asdict(),
-        "length_only": mean_interval(by_length, prompts)._asdict(), "gold_order": None, "labels_on_gold_order": None}
-    if task is not None:
-        gold = np.array([[task.judge(pair.prompt, text).gold for text in (pair.chosen, pair.rejected)]
-                         for pair in held_out])
-        differ = gold[:, 0] != gold[:, 1]
-        if differ.any():
-            apart = [prompt for prompt, differs in zip(prompts, differ, strict=True) if differs]
-            agrees = (scores[differ, 0] > scores[differ, 1]) == (gold[differ, 0] > gold[differ, 1])
-            labels = gold[differ, 0] > gold[differ, 1]
-            quality |= {"gold_order": mean_interval(agrees.astype(float).tolist(), apart)._asdict(),
-                        "labels_on_gold_order": mean_interval(labels.astype(float).tolist(), apart)._asdict()}
-    return quality

@@ -118,3 +118,13 @@ def claim(facts: Mapping[str, Any], random: Random, *, right: float) -> tuple[st
     if facts["answerable"]:
         return facts["sentence"].replace(facts["right"], made_up), made_up
     return f"The note says {made_up} for {facts['entity']}.", made_up
+
+
+def right_answer(facts: Mapping[str, Any]) -> str:
+    """The sentence of the note, or the abstention where no sentence answers, as the demand wants it."""
+    return in_demand(facts["sentence"] if facts["answerable"] else ABSTENTION, facts["demand"])
+
+
+def wrong_answer(facts: Mapping[str, Any], random: Random) -> str:
+    """A plain claim that does not answer the question, as the demand wants it."""
+    return in_demand(claim(facts, random, right=0.0)[0], facts["demand"])
