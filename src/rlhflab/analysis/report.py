@@ -1,24 +1,19 @@
-"""One self-contained HTML file about a demo or a training run: nothing is loaded when it is read.
+"""The report about a demo or a training run, one self-contained HTML file.
 
-Answers, prompts and cards are text nobody vouches for. Jinja escapes all of it, markdown is read without HTML and
-without images, figure data cannot close its script element, and a content security policy lets only the page's own
-two scripts run, by their hashes.
+Answers, prompts and cards are text nobody vouches for: the page escapes all of it, and markdown is read without HTML
+and without images.
 """
 
-import base64
-import hashlib
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from rlhflab.analysis import figures
 from rlhflab.analysis.figures import POLICY_NAMES, Figure, short, spoken
+from rlhflab.analysis.page import render_page, write_page
 from rlhflab.analysis.report_data import (
     MODES,
     POLICIES,
@@ -38,10 +33,9 @@ from rlhflab.analysis.report_data import (
     section,
     side_by_side,
 )
-from rlhflab.analysis.verdict import signed, verdict
+from rlhflab.analysis.verdict import verdict
 from rlhflab.core.stats import Estimate
 
-TEMPLATES = Path(__file__).parent / "templates"
 CARD_TITLES = {"data": "Data card", "annotators": "Annotator card", "model": "Model card"}
 REWARD_RATES = {"accuracy": "reward model", "length_only": "length alone", "gold_order": "reward model, by gold"}
 STAGE_TITLES = {"sft": "SFT", "reward": "Reward model", "dpo": "DPO", "ppo": "PPO"}
@@ -72,34 +66,14 @@ def write_report(folder: Path) -> Path:
     The file appears whole or not at all. Raises RunError for a folder that is no demo and no run, DataError for a
     broken file in it.
     """
-    text = render(load(folder))
-    target = folder / "report.html"
-    handle, name = tempfile.mkstemp(dir=folder, prefix=".report-", suffix=".html")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(name, 0o644)  # mkstemp's 0600 would keep a shared report to its writer
-        os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    return target
+    return write_page(folder / "report.html", render(load(folder)))
 
 
 def render(data: ReportData) -> str:
     """The whole page."""
-    from plotly.offline import get_plotlyjs
-
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True,
-                                     lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {"spoken": spoken, "signed": signed, "short": short, "policy": policy_name,
-                            "markdown": markdown, "clock": clock, "plain": plain, "cell": cell, "judged": judged,
-                            "thousands": thousands, "stage": stage_name, "script_json": script_json}
-    script, style = ((TEMPLATES / name).read_text() for name in ("report.js", "report.css"))
-    library = get_plotlyjs()
-    return environment.get_template("report.html.j2").render(
-        **page(data), library=Markup(library), script=Markup(script), style=Markup(style),
-        hashes=[script_hash(library), script_hash(script)])
+    return render_page("report.html.j2", page(data), filters={
+        "policy": policy_name, "markdown": markdown, "clock": clock, "plain": plain, "judged": judged,
+        "thousands": thousands, "stage": stage_name})
 
 
 def page(data: ReportData) -> dict[str, Any]:
@@ -110,8 +84,8 @@ def page(data: ReportData) -> dict[str, Any]:
     rates = {REWARD_RATES.get(name, name): found for name, value in section(data.summary, "reward_model").items()
              if (found := estimate(value))}
     return {
-        "data": data, "title": title(data), "lead": lead(data), "missing": missing(data), "readings": READINGS,
-        "answers_note": ANSWERS_NOTE_RUN if data.single_run else ANSWERS_NOTE,
+        "data": data, "name": data.name, "title": title(data), "lead": lead(data), "missing": missing(data),
+        "readings": READINGS, "answers_note": ANSWERS_NOTE_RUN if data.single_run else ANSWERS_NOTE,
         "verdict": verdict(data, changes, ppo), "tiles": tiles(data),
         "gold_figures": gold_figures(data, changes), "measure_rows": measure_rows(data), "changes": changes,
         "modes": MODES, "reward_gold": figures.reward_and_gold_figures(ppo), "stages": stage_sections(data),
@@ -210,12 +184,6 @@ def plain(name: str) -> str:
     return name.replace("_", " ")
 
 
-def cell(value: Estimate, *, sign: bool = False) -> Markup:
-    """A mean with its interval and count below it, for a table."""
-    mean, _, rest = (signed(value) if sign else spoken(value)).partition(" ")
-    return Markup("{}<small>{}</small>").format(mean, rest)
-
-
 def judged(answer: Answer) -> str:
     """What the gold rules (or the run's score) made of an answer, with the reason."""
     value = next((f"{name} {short(answer.measures[name])}" for name in ("gold", "score") if name in answer.measures),
@@ -249,13 +217,3 @@ def markdown(text: str) -> Markup:
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{min(6, int(token.tag[1]) + 3)}"
     return Markup(reader.renderer.render(tokens, reader.options, {}))
-
-
-def script_json(text: str) -> Markup:
-    """JSON that cannot close its script element or open a comment in it."""
-    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
-
-
-def script_hash(script: str) -> str:
-    """A script's name in the content security policy."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
