@@ -39,8 +39,7 @@ def write_curves_page(target: Path, curves: Sequence[Curve], *, name: str, lead:
 
 def drawings(curve: Curve) -> list[Figure]:
     """One panel a measure, all over the same axis: two scales on one axis would cross where one likes."""
-    order = [curve.proxy, curve.against, *(name for name in curve.way.series if name not in (curve.proxy, curve.against))]
-    return [panel(curve, name) for name in order]
+    return [panel(curve, name) for name in dict.fromkeys((curve.proxy, curve.against, *curve.way.series))]
 
 
 def panel(curve: Curve, name: str) -> Figure:
@@ -96,8 +95,8 @@ def comparison(curves: Sequence[Curve]) -> Figure:
     shared = [curve for curve in curves if curve.against == against]
     traces = [points(curve, against, ink=INKS[i % len(INKS)], shape=SHAPES[i % len(SHAPES)], shown=label(curve.proxy))
               for i, curve in enumerate(shared)]
-    alt = "; ".join(f"by {curve.proxy} at the end {spoken(change(curve.way.series[against], len(curve.way.places) - 1))}"
-                    for curve in shared)
+    ends = [change(curve.way.series[against], len(curve.way.places) - 1) for curve in shared]
+    alt = "; ".join(f"by {curve.proxy} at the end {spoken(end)}" for curve, end in zip(shared, ends, strict=True))
     return Figure(title=f"{against}, chosen by each reward", note="Change from one answer drawn at random.", height=320,
                   alt=f"Change of {against}: {alt}",
                   json=draw(traces, shapes=[horizontal(0)], xaxis=DISTANCE, showlegend=True,

@@ -194,8 +194,8 @@ class Fit:
     a: Estimate
     b: Estimate
     peak: Estimate | None
-    """Distance of the highest point, sqrt nats: 0 where the start is best, None where no peak is within reach. Its upper
-    bound is endless where more than 1 in 40 draws have none."""
+    """Distance of the highest point, sqrt nats: 0 where the start is best, None where no peak is within reach. Its
+    upper bound is endless where more than 1 in 40 draws have none."""
     best: Estimate
     """Highest gain of the fit within reach."""
     peaked: float | None
