@@ -38,6 +38,8 @@ MOST_CLUSTERED = 1500
 """Failures of one kind that are clustered, the most rewarded first: their distances are all held at once."""
 TERMS = 400
 """Words and neighbouring words that describe an answer, the most frequent."""
+PRIOR = 0.1
+"""Weight of the prior of phrase counts, in all counts."""
 WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 
 
@@ -107,19 +109,19 @@ def twin_disagrees(samples: Sequence[Sample], start: Sequence[Sample]) -> Flags:
 
 
 def over_used(samples: Sequence[Sample], start: Sequence[Sample]) -> set[str]:
-    """Trigrams with a log-odds z above 4 among `samples` against `start`, each counted once an answer.
+    """Trigrams with a log-odds z above 4 of being in an answer of `samples` against one of `start`.
 
-    The informative Dirichlet prior is the frequency over both together.
+    The informative Dirichlet prior is their frequency in both together, as much as `PRIOR` of that weighs.
     """
     now, before = (Counter(gram for sample in each for gram in set(trigrams(sample.answer)))
                    for each in (samples, start))
-    prior = now + before
-    sizes = [sum(count.values()) + sum(prior.values()) for count in (now, before)]
+    sizes = [len(each) + PRIOR * (len(samples) + len(start)) + 1 for each in (samples, start)]
     found = set()
-    for gram, weight in prior.items():
-        y, x = now[gram] + weight, before[gram] + weight
-        odds = [np.log(count / (size - count)) for count, size in zip((y, x), sizes, strict=True) if size > count]
-        if len(odds) == 2 and (odds[0] - odds[1]) / np.sqrt(1 / y + 1 / x) > 4:
+    for gram in now | before:
+        prior = PRIOR * (now[gram] + before[gram])
+        y, x = now[gram] + prior, before[gram] + prior
+        odds = np.log(y / (sizes[0] - y)) - np.log(x / (sizes[1] - x))
+        if odds / np.sqrt(1 / y + 1 / x) > 4:
             found.add(gram)
     return found
 
@@ -154,15 +156,16 @@ def _per_token(sample: Sample) -> float:
 def failures_of(samples: Sequence[Sample], start: Sequence[Sample], better: Mapping[str, str]) -> list[list[str]]:
     """What is wrong with each sample.
 
-    Where a sample has `measures` by a check that knows the right answer, those of them that are 0 and should be high,
-    or 1 and should be low: `better` says which, `higher` or `lower`. Elsewhere the signs for which both `samples` and
-    `start` hold what they need.
+    Where a sample has `measures` by a check that knows the right answer, those that are only ever 0 or 1, and here are 0
+    and should be high, or 1 and should be low: `better` says which, `higher` or `lower`. Elsewhere the signs for which
+    both `samples` and `start` hold what they need.
     """
     found: list[list[str]] = [[] for _ in samples]
     checked = [bool(sample.measures) for sample in samples]
+    rates = {name for name in better if {sample.measures.get(name) for sample in samples} <= {None, 0.0, 1.0}}
     for kinds, sample in zip(found, samples, strict=True):
         kinds += [name for name, value in sample.measures.items()
-                  if value == {"higher": 0.0, "lower": 1.0}.get(better.get(name, ""))]
+                  if name in rates and value == (0.0 if better[name] == "higher" else 1.0)]
     if all(checked) or len(start) < LEAST_START:
         return found
     for entry in failure_sign.entries():
@@ -202,14 +205,15 @@ def clusters_of(failures: Sequence[Failure]) -> dict[str, list[Failure]]:
 def by_words(answers: Sequence[str]) -> list[tuple[tuple[str, ...], list[int]]]:
     """Answers in up to `MOST_CLUSTERS` groups with similar words: the words that mark each, and who is in it.
 
-    Ward's clusters of TF-IDF vectors of length 1 (words and word pairs that two answers share): no seed is involved.
+    Ward's clusters of TF-IDF vectors of length 1, over words and word pairs that a tenth of the answers share: names and
+    numbers, which come and go with the prompt, say nothing of a kind. No seed is involved.
     """
     whole: list[tuple[tuple[str, ...], list[int]]] = [((), list(range(len(answers))))]
     grams = [[*found, *(" ".join(pair) for pair in pairwise(found))]
              for found in map(words, answers)]
     documents = Counter(gram for each in grams for gram in set(each))
     terms = [gram for gram, count in sorted(documents.items(), key=lambda item: (-item[1], item[0]))[:TERMS]
-             if 1 < count < len(answers)]
+             if max(3, len(answers) / 10) <= count < len(answers)]
     if len(answers) < LEAST_CLUSTERED or not terms:
         return whole
     place = {gram: i for i, gram in enumerate(terms)}

@@ -58,6 +58,6 @@ def _curve(path: Path, samples: Mapping[str, Sequence[Sample]], metrics: Sequenc
     other = against or "gold"
     if not any(number(row.get(named)) is not None and number(row.get(other)) is not None for row in metrics):
         raise DataError(f"{path}: nothing on record has both {proxy!r} and {against or ' or '.join(AGAINST)}; what a "
-                        "reward stands for is a scenario's gold check, a twin reward model, or another measure given by "
-                        "--against")
+                        "reward stands for is a scenario's gold check, a twin reward model, or another measure that "
+                        "--against names")
     return curve_of(way_of_metrics(metrics, (named, other)), named, other), "metrics.jsonl"

@@ -23,6 +23,9 @@ from rlhflab.scenarios import names
 from rlhflab.scenarios import scenario as scenario_named
 from rlhflab.scenarios.base import Scenario
 
+WHOLES = ("gold", "strict", "format_loose")
+"""Measures that say again what others say: no kinds of failure of their own."""
+
 
 def propose_labels(folder: Path, *, n: int, label: bool, scenario: str | None, random: bool, samples: int, seed: int,
                    out: Path | None, progress: Progress) -> dict[str, Any]:
@@ -44,7 +47,8 @@ def propose_labels(folder: Path, *, n: int, label: bool, scenario: str | None, r
         extra = fresh_answers(run, rollouts, prompts, samples=samples, seed=seed, progress=progress)
     if task is not None and label:
         rollouts, extra = ([judged(task, prompts, each) for each in part] for part in (rollouts, extra))
-    better = {m.name: m.better for m in (task.measures if task else DEFAULT_MEASURES) if m.better}
+    better = {m.name: m.better for m in (task.measures if task else DEFAULT_MEASURES)
+              if m.better and m.name not in WHOLES}
     batch = random_batch([*rollouts, *extra], n=len(prompts) if label else n, seed=seed) if random else \
         targeted_batch(rollouts, better=better, n=n, extra=extra)
     rows = pair_rows(batch.proposals, prompts)[:n] if label else comparison_rows(batch.proposals, prompts, seed=seed)
