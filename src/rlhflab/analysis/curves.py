@@ -104,8 +104,9 @@ def way_of_samples(samples: Sequence[Sample], names: Sequence[str], kl_of_step: 
     columns = [[float(values[i]) for _, _, values in rows] for i in range(len(names))]  # type: ignore[arg-type]
     for name, column in zip(names, columns, strict=True):
         check_values(name, column, vary=name == names[0])
-    kl, *series = (Series.of(column, prompts, places, shape=shape) for column in ([kl for _, kl, _ in rows], *columns))
-    return Way(form="rl", places=_labels(place_of), kl=kl, series=dict(zip(names, series, strict=True)))
+    distance, *series = (Series.of(column, prompts, places, shape=shape)
+                         for column in ([kl for _, kl, _ in rows], *columns))
+    return Way(form="rl", places=_labels(place_of), kl=distance, series=dict(zip(names, series, strict=True)))
 
 
 def way_of_metrics(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Way:

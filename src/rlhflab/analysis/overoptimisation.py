@@ -30,7 +30,7 @@ LEAST_DOSES = 3
 DRAWS = 1000
 REACH = 1.5
 """How far a fit is read, in largest measured distances; further out two coefficients say nothing."""
-BEND: Mapping[Form, Callable[[Array], Array]] = {"best-of-n": lambda d: d**2, "rl": lambda d: xlogy(d, d)}
+BEND: Mapping[Form, Callable[[Array], Array]] = {"best-of-n": lambda d: d**2, "rl": lambda d: np.asarray(xlogy(d, d), np.float64)}
 """What b is taken times: R(d) = a d - b BEND(d)."""
 TURN: Mapping[Form, Callable[[Array, Array], Array]] = {
     "best-of-n": lambda a, b: a / (2 * b), "rl": lambda a, b: np.exp(np.minimum(a / b - 1, 700.0))}
@@ -227,7 +227,8 @@ def fit_gain(way: Way, name: str, *, seed: int = 0, draws: int = DRAWS) -> Fit:
         a, b, at, top = (Estimate(x, float("-inf"), float("inf"), len(way.places)) for x in values)
         return Fit(form=way.form, a=a, b=b, peak=at if np.isfinite(peak) else None, best=top, peaked=None, reach=reach)
     check_prompts(way.prompts)
-    weights = np.random.default_rng(seed).multinomial(way.prompts, np.full(way.prompts, 1 / way.prompts), size=draws)
+    weights = np.random.default_rng(seed).multinomial(way.prompts, np.full(way.prompts, 1 / way.prompts),
+                                                       size=draws).astype(float)
     means = series.means(weights)
     drawn = fit_coefficients(way.distances(weights), means - means[:, :1], form=way.form)
     whole = np.isfinite(drawn.a) & np.isfinite(drawn.b)

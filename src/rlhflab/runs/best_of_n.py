@@ -122,7 +122,8 @@ def pool_row(rollout: Rollout, measures: Mapping[str, float | None]) -> dict[str
 
 def read_pool(path: Path, chat: ChatFormat) -> tuple[list[Rollout], list[dict[str, float | None]]]:
     """What `pool_row` wrote, in its order."""
-    rollouts, measures, prompts = [], [], {}
+    rollouts, measures = [], []
+    prompts: dict[tuple[Any, ...], Prompt] = {}
     for row in read_rows(path):
         answer = row.values.get("answer", "")
         if not isinstance(answer, str):
