@@ -116,7 +116,7 @@ def test_rows_read_back_equal(tmp_path, name):
 def test_comparisons_read_back_equal_with_what_else_a_row_says_left_out(tmp_path):
     mine = Comparison(prompt=Prompt(id="p", messages=(SYSTEM, ASK), facts={"right": "4"}), a="4", b="5")
     assert read_comparisons(file_of(tmp_path, {**comparison_row(mine), "why": "wrong", "cluster": "right"})) == [mine]
-    with pytest.raises(DataError, match="mine.jsonl:1: 'a' and 'b' are equal; there is nothing to compare"):
+    with pytest.raises(DataError, match=r"mine\.jsonl:1: 'a' and 'b' are equal; there is nothing to compare"):
         read_comparisons(file_of(tmp_path, {**comparison_row(mine), "b": "4"}))
 
 

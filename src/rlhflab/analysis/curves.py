@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rlhflab.analysis.evidence import Sample
-from rlhflab.analysis.figures import short, spoken
+from rlhflab.analysis.figures import short
 from rlhflab.analysis.overoptimisation import (
     LEAST_PLACES,
     Fit,
@@ -160,8 +160,8 @@ def says(curve: Curve) -> list[str]:
     """What a reader has to know, in sentences."""
     last = len(curve.way.places) - 1
     proxy, against = (change(curve.way.series[name], last) for name in (curve.proxy, curve.against))
-    sentences = [f"From the start to {where(curve.way, last)}, {curve.proxy} went {_moved(proxy)} and {curve.against} "
-                 f"{_moved(against)}."]
+    sentences = [f"From the start to {where(curve.way, last)}, {curve.proxy} changed {_moved(proxy)} and "
+                 f"{curve.against} {_moved(against)}."]
     if (fit := curve.fits[curve.against]) is not None:
         sentences.append(f"Fit of {curve.against}: {says_peak(fit)}.")
     else:
@@ -173,8 +173,8 @@ def says(curve: Curve) -> list[str]:
     if found is None:
         return [*sentences, "The two do not part: nowhere has the one surely fallen while the other is up."]
     return [*sentences, f"They part after {where(curve.way, found.best)}: by {where(curve.way, found.seen)} "
-            f"{curve.proxy} is {_moved(found.proxy)} from the start, and {curve.against} {_moved(found.against)} from "
-            "its best."]
+            f"{curve.proxy} has changed {_moved(found.proxy)} since the start, and {curve.against} "
+            f"{_moved(found.against)} since its best."]
 
 
 def where(way: Way, place: int) -> str:
@@ -203,5 +203,5 @@ def bounds(value: Estimate) -> str:
 
 
 def _moved(value: Estimate) -> str:
-    return f"by {signed(value)}" if value.low > 0 or value.high < 0 or np.isneginf(value.low) else \
-        f"nowhere for sure ({spoken(value)})"
+    unsure = value.low <= 0 <= value.high and np.isfinite(value.low)
+    return f"by {signed(value)}" + (", which may be nothing" if unsure else "")

@@ -18,7 +18,8 @@ NOTES: Mapping[Form, Sequence[str]] = {
     "best-of-n": (
         "Of n answers to a prompt the one with the highest proxy is taken. Each point is the expectation over all ways "
         "to draw n of the prompt's answers, so one pool serves every n.",
-        "KL is its upper bound ln n \u2212 (n \u2212 1)/n, the same at each n whatever the reward."),
+        "Rewards are in deviations of their scores over the whole pool. KL is its upper bound "
+        "ln n \u2212 (n \u2212 1)/n, the same at each n whatever the reward."),
     "rl": (
         "Each point is the mean of the answers of some neighbouring steps, less that of the policy as it started.",
         "KL is the mean of log-prob less reference log-prob over whole answers, an estimate that may be off by some "
@@ -61,7 +62,7 @@ def panel(curve: Curve, name: str) -> Figure:
     return Figure(title=name, note=f"{role} Change from the start; the dotted line is the fit.".strip(), height=260,
                   alt=f"{name} over distance from the start: at the end {spoken(gain)}",
                   json=draw(traces, shapes=shapes, annotations=notes, xaxis=DISTANCE,
-                            yaxis={"title": {"text": f"change of {label(name)}"}}))
+                            yaxis={"title": {"text": "change"}}))
 
 
 def points(curve: Curve, name: str, *, ink: str, shape: str = "circle", shown: str = "") -> dict[str, Any]:
@@ -101,7 +102,7 @@ def comparison(curves: Sequence[Curve]) -> Figure:
                   alt=f"Change of {against}: {alt}",
                   json=draw(traces, shapes=[horizontal(0)], xaxis=DISTANCE, showlegend=True,
                             legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
-                            yaxis={"title": {"text": f"change of {label(against)}"}}))
+                            yaxis={"title": {"text": "change"}}))
 
 
 def horizontal(y: float) -> dict[str, Any]:

@@ -30,7 +30,8 @@ LEAST_DOSES = 3
 DRAWS = 1000
 REACH = 1.5
 """How far a fit is read, in largest measured distances; further out two coefficients say nothing."""
-BEND: Mapping[Form, Callable[[Array], Array]] = {"best-of-n": lambda d: d**2, "rl": lambda d: np.asarray(xlogy(d, d), np.float64)}
+BEND: Mapping[Form, Callable[[Array], Array]] = {
+    "best-of-n": lambda d: d**2, "rl": lambda d: np.asarray(xlogy(d, d), np.float64)}
 """What b is taken times: R(d) = a d - b BEND(d)."""
 TURN: Mapping[Form, Callable[[Array, Array], Array]] = {
     "best-of-n": lambda a, b: a / (2 * b), "rl": lambda a, b: np.exp(np.minimum(a / b - 1, 700.0))}
