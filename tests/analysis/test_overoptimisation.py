@@ -136,7 +136,7 @@ def test_the_two_part_where_one_has_fallen_for_sure_while_the_other_is_up():
     assert parting(series(-proxy.total), gold) is None, "a reward that falls as well has not parted from it"
     assert parting(Series(total=proxy.total[:, :5], count=proxy.count[:, :5]),
                    Series(total=gold.total[:, :5], count=gold.count[:, :5])) is None, "the last place is alone"
-    dip = series(np.array([0.5, 0.6, 0.7, 0.4, 0.7, 0.7]) + wobble)
+    dip = series(np.array([0.5, 0.6, 0.7, 0.4, 0.71, 0.72]) + wobble)
     assert parting(proxy, dip) is None, "nor is one that the next takes back"
 
 
