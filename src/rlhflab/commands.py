@@ -5,7 +5,6 @@ way to stderr; with --json, stdout holds one JSON value and nothing else.
 """
 
 import json
-import math
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -186,6 +185,87 @@ def report_reward_command(role: Path, /, *, data: Path | None = None, scenario: 
     print(f"Wrote {path}. Next: open it in a browser.")
 
 
+def curves_command(run: Path, /, *, proxy: str = "reward", against: str | None = None, as_json: Json = False) -> None:
+    """Draw what a run's reward and what it stands for did on the way from the start: fits, peak, parting point.
+
+    Writes curves.json and curves.html into the run's folder. Reads canary.jsonl, else rollouts.jsonl, else
+    metrics.jsonl, which knows no intervals.
+
+    Args:
+        run: The folder of a run.
+        proxy: What was optimised: reward, twin, or a measure or term by name.
+        against: What it stands for; gold where it is known, else twin.
+        as_json: Print what curves.json holds as JSON.
+    """
+    from rlhflab.runs.curves import draw_curves
+
+    _print_curves(_quietly(lambda: draw_curves(run, proxy=proxy, against=against)), as_json)
+
+
+def best_of_n_command(*, reward: list[Path] | None = None, model: str = DEFAULT_MODEL, adapter: Path | None = None,
+                      prompts: str = "helpdesk", n: Count = 40, samples: Count = 64, max_new_tokens: Count = 64,
+                      pool: Path | None = None, pairs: Path | None = None, sizes: list[Count] | None = None,
+                      against: str | None = None, seed: Seed = 0, out: Path | None = None,
+                      as_json: Json = False) -> None:
+    """Draw best-of-n curves: choose among sampled answers by a reward, and see what that does to quality.
+
+    One pool of answers serves every n and every reward.
+
+    Args:
+        reward: Folder of a reward role, such as runs/reward/roles/reward; give it again for another one.
+        model: A name of `rlhflab models`, a hub id, or a local transformers folder.
+        adapter: The adapter folder that answers; the base where absent.
+        prompts: A JSONL file of prompts, or the name of a scenario, whose check then says how good an answer is.
+        n: How many prompts, at most.
+        samples: Answers a prompt: the largest n of the curve.
+        max_new_tokens: Longest answer, tokens.
+        pool: The pool.jsonl of an earlier call, instead of new answers.
+        pairs: A JSONL file of preference pairs on which heads are refitted, see --sizes.
+        sizes: Numbers of pairs, each of which makes a reward of its own on the adapter's frozen states.
+        against: What the rewards stand for: gold where it is known, else the other rewards.
+        seed: Of prompts, sampling and the choice of pairs.
+        out: The new folder; under runs/ where absent.
+        as_json: Print what curves.json holds as JSON.
+    """
+    from rlhflab.progress import Progress
+    from rlhflab.runs.best_of_n import draw_best_of_n
+
+    _print_curves(_quietly(lambda: draw_best_of_n(
+        model=model, adapter=adapter, rewards=reward or [], prompts=prompts, n=n, samples=samples,
+        max_new_tokens=max_new_tokens, pool=pool, pairs=pairs, sizes=sizes or [], against=against, seed=seed, out=out,
+        progress=Progress())), as_json)
+
+
+def propose_labels_command(run: Path, /, *, n: Count = 96, label: Literal["none", "gold"] = "none",
+                           scenario: str | None = None, random: bool = False,
+                           samples: Annotated[int, Parameter(validator=Number(gte=0))] = 0, seed: Seed = 0,
+                           out: Path | None = None, as_json: Json = False) -> None:
+    """Propose comparisons that people or rules should judge, chosen from the failures of a run.
+
+    Failed answers are clustered by what is wrong with them and by their words; each cluster gives equally many.
+
+    Args:
+        run: The folder of a run that wrote rollouts.jsonl.
+        n: How many comparisons, at most.
+        label: gold lets a scenario's own check judge them at once, so that a reward model can be refitted.
+        scenario: Whose check it is; that of the run's own data where absent.
+        random: Draw prompts and answers at random instead: what targeting is to be measured against.
+        samples: Fresh answers of the run's start to each of its later prompts, to compare failures with; this loads
+            the model.
+        seed: Of the order within a comparison, of fresh answers and of a random batch.
+        out: The JSONL file; in the run's folder where absent.
+        as_json: Print what was proposed as JSON.
+    """
+    from rlhflab.progress import Progress
+    from rlhflab.runs.relabelling import propose_labels
+
+    found = _quietly(lambda: propose_labels(run, n=n, label=label == "gold", scenario=scenario, random=random,
+                                            samples=samples, seed=seed, out=out, progress=Progress()))
+    _print(found, as_json)
+    if not as_json:
+        print(f"Next: {found['next']}")
+
+
 def export_command(adapter: Path, /, *, out: Path, merge: bool = False, model: str | None = None,
                    dtype: Literal["bfloat16", "float32"] = "float32", as_json: Json = False) -> None:
     """Write a trained adapter for other tools, and measure how exactly they repeat it.
@@ -256,7 +336,8 @@ def list_command(what: str | None = None, /, *, as_json: Json = False) -> None:
 
 COMMANDS: Mapping[str, Callable[..., None]] = {
     "demo": demo_command, "train": train_command, "sample": sample_command, "evaluate": evaluate_command,
-    "report": report_command, "report reward": report_reward_command, "export": export_command,
+    "report": report_command, "report reward": report_reward_command, "curves": curves_command,
+    "best-of-n": best_of_n_command, "propose-labels": propose_labels_command, "export": export_command,
     "average-roles": average_roles_command,
     "models": models_command, "list": list_command,
 }
@@ -288,22 +369,25 @@ def _finish(folder: Path, as_json: bool, *, next_step: str) -> None:
     _print({"folder": str(folder), "summary": json.loads(summary.read_text()) if summary.exists() else None}, True)
 
 
+def _print_curves(found: Mapping[str, Any], as_json: bool) -> None:
+    """What the curves say, and where their page is."""
+    if as_json:
+        _print(found, True)
+        return
+    for curve in found["curves"]:
+        print(f"{curve['proxy']}: {' '.join(curve['says'])}\n")
+    print(f"Wrote {found['page']}. Next: open it in a browser.")
+
+
 def _print(value: Mapping[str, Any] | Sequence[Mapping[str, Any]], as_json: bool) -> None:
     """One JSON value, or one `key: value` line each with a blank line between records."""
     if as_json:
-        print(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False, default=str))
+        from rlhflab.data.formats import finite
+
+        print(json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False, default=str))
         return
     records = [value] if isinstance(value, Mapping) else value
     print("\n\n".join("\n".join(_lines(record)) for record in records))
-
-
-def _finite(value: Any) -> Any:
-    """`value` as JSON can hold it: a bound at infinity, say of an interval from one prompt, becomes null."""
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _lines(record: Mapping[str, Any], prefix: str = "") -> list[str]:

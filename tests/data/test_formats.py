@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 
 from rlhflab.data.formats import (
+    comparison_row,
     conversation_row,
+    finite,
     pair_row,
     prompt_row,
+    read_comparisons,
     read_conversations,
     read_pairs,
     read_prompts,
@@ -17,7 +20,7 @@ from rlhflab.data.formats import (
     thumb_row,
     write_jsonl,
 )
-from rlhflab.data.types import Conversation, Message, PreferencePair, Prompt, Thumb
+from rlhflab.data.types import Comparison, Conversation, Message, PreferencePair, Prompt, Thumb
 from rlhflab.errors import DataError
 
 SYSTEM, ASK, REPLY = (Message(role=role, content=text) for role, text in
@@ -108,6 +111,17 @@ def test_rows_read_back_equal(tmp_path, name):
                               (thumb_row, read_thumbs, Thumb(prompt=prompt, answer="vier", good=False, source="ä"))):
         write_jsonl(path, [row(record)])
         assert read(path) == [record]
+
+
+def test_comparisons_read_back_equal_with_what_else_a_row_says_left_out(tmp_path):
+    mine = Comparison(prompt=Prompt(id="p", messages=(SYSTEM, ASK), facts={"right": "4"}), a="4", b="5")
+    assert read_comparisons(file_of(tmp_path, {**comparison_row(mine), "why": "wrong", "cluster": "right"})) == [mine]
+    with pytest.raises(DataError, match=r"mine\.jsonl:1: 'a' and 'b' are equal; there is nothing to compare"):
+        read_comparisons(file_of(tmp_path, {**comparison_row(mine), "b": "4"}))
+
+
+def test_what_json_cannot_hold_becomes_null():
+    assert finite({"a": [1.0, float("-inf")], "b": (float("nan"), "x", 2)}) == {"a": [1.0, None], "b": [None, "x", 2]}
 
 
 def test_a_compressed_file_gives_the_ids_of_the_plain_one(tmp_path):

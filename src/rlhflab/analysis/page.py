@@ -1,39 +1,43 @@
-"""Pages that load nothing when they are read: one template, its style, its scripts and a policy that admits no other.
+"""One self-contained HTML page from a template: nothing is loaded when it is read. What it says is up to the caller.
 
-Jinja escapes all text, figure data cannot close its script element, and a content security policy lets only the page's
-own two scripts run, by their hashes. What a page shows is up to its own module.
+Text on a page is text nobody vouches for. Jinja escapes all of it, figure data cannot close its script element, and a
+content security policy lets only the page's own two scripts run, by their hashes.
 """
 
 import base64
 import hashlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
+from rlhflab.analysis.figures import short, spoken
+from rlhflab.core.stats import Estimate
+
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def render_page(template: str, content: Mapping[str, Any], filters: Mapping[str, Any]) -> str:
-    """The whole page of a template that extends `base.html.j2`."""
+def render_page(template: str, values: Mapping[str, Any], *, filters: Mapping[str, Callable[..., Any]]) -> str:
+    """The whole page. `template` extends `page.html.j2`, which needs `title`, `name` and `lead` among the values."""
     from plotly.offline import get_plotlyjs
 
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True,
                                      lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {**filters, "script_json": script_json}
+    environment.filters |= {"spoken": spoken, "signed": signed, "short": short, "cell": cell,
+                            "script_json": script_json, **filters}
     script, style = ((TEMPLATES / name).read_text() for name in ("report.js", "report.css"))
     library = get_plotlyjs()
     return environment.get_template(template).render(
-        **content, library=Markup(library), script=Markup(script), style=Markup(style),
+        **values, library=Markup(library), script=Markup(script), style=Markup(style),
         hashes=[script_hash(library), script_hash(script)])
 
 
 def write_page(target: Path, text: str) -> Path:
-    """Write the page and return its path. It appears whole or not at all."""
+    """Write the page, whole or not at all, and return its path."""
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=".html")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -44,6 +48,17 @@ def write_page(target: Path, text: str) -> Path:
         Path(name).unlink(missing_ok=True)
         raise
     return target
+
+
+def signed(change: Estimate) -> str:
+    """A change with its sign: `+0.310 [0.262, 0.358], n = 128`."""
+    return ("+" if change.mean > 0 else "") + spoken(change)
+
+
+def cell(value: Estimate, *, sign: bool = False) -> Markup:
+    """A mean with its interval and count below it, for a table."""
+    mean, _, rest = (signed(value) if sign else spoken(value)).partition(" ")
+    return Markup("{}<small>{}</small>").format(mean, rest)
 
 
 def script_json(text: str) -> Markup:

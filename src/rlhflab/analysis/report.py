@@ -1,8 +1,7 @@
-"""One self-contained HTML file about a demo or a training run: nothing is loaded when it is read.
+"""The report about a demo or a training run, one self-contained HTML file.
 
-Answers, prompts and cards are text nobody vouches for. Jinja escapes all of it, markdown is read without HTML and
-without images, figure data cannot close its script element, and a content security policy lets only the page's own
-two scripts run, by their hashes.
+Answers, prompts and cards are text nobody vouches for: the page escapes all of it, and markdown is read without HTML
+and without images.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,7 +33,7 @@ from rlhflab.analysis.report_data import (
     section,
     side_by_side,
 )
-from rlhflab.analysis.verdict import signed, verdict
+from rlhflab.analysis.verdict import verdict
 from rlhflab.core.stats import Estimate
 
 CARD_TITLES = {"data": "Data card", "annotators": "Annotator card", "model": "Model card"}
@@ -64,17 +63,17 @@ class Curves(NamedTuple):
 def write_report(folder: Path) -> Path:
     """Write `folder/report.html` from what the folder holds and return its path.
 
-    Raises RunError for a folder that is no demo and no run, DataError for a broken file in it.
+    The file appears whole or not at all. Raises RunError for a folder that is no demo and no run, DataError for a
+    broken file in it.
     """
     return write_page(folder / "report.html", render(load(folder)))
 
 
 def render(data: ReportData) -> str:
     """The whole page."""
-    filters = {"spoken": spoken, "signed": signed, "short": short, "policy": policy_name, "markdown": markdown,
-               "clock": clock, "plain": plain, "cell": cell, "judged": judged, "thousands": thousands,
-               "stage": stage_name}
-    return render_page("report.html.j2", page(data), filters)
+    return render_page("report.html.j2", page(data), filters={
+        "policy": policy_name, "markdown": markdown, "clock": clock, "plain": plain, "judged": judged,
+        "thousands": thousands, "stage": stage_name})
 
 
 def page(data: ReportData) -> dict[str, Any]:
@@ -86,8 +85,7 @@ def page(data: ReportData) -> dict[str, Any]:
              if (found := estimate(value))}
     return {
         "data": data, "name": data.name, "title": title(data), "lead": lead(data), "missing": missing(data),
-        "readings": READINGS,
-        "answers_note": ANSWERS_NOTE_RUN if data.single_run else ANSWERS_NOTE,
+        "readings": READINGS, "answers_note": ANSWERS_NOTE_RUN if data.single_run else ANSWERS_NOTE,
         "verdict": verdict(data, changes, ppo), "tiles": tiles(data),
         "gold_figures": gold_figures(data, changes), "measure_rows": measure_rows(data), "changes": changes,
         "modes": MODES, "reward_gold": figures.reward_and_gold_figures(ppo), "stages": stage_sections(data),
@@ -184,12 +182,6 @@ def stage_name(stage: object) -> str:
 def plain(name: str) -> str:
     """`abstention_recall` in words."""
     return name.replace("_", " ")
-
-
-def cell(value: Estimate, *, sign: bool = False) -> Markup:
-    """A mean with its interval and count below it, for a table."""
-    mean, _, rest = (signed(value) if sign else spoken(value)).partition(" ")
-    return Markup("{}<small>{}</small>").format(mean, rest)
 
 
 def judged(answer: Answer) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from rlhflab.analysis.figures import POLICY_NAMES, short, spoken
+from rlhflab.analysis.page import signed
 from rlhflab.analysis.report_data import START_OF, Change, Point, ReportData, gold_change
 from rlhflab.core.stats import Estimate
 
@@ -64,11 +65,6 @@ def on_losses(changes: Sequence[Change]) -> str:
     if not worse:
         return "No part of gold got worse with an interval clear of 0."
     return f"What got worse, with an interval clear of 0: {'; '.join(worse)}."
-
-
-def signed(change: Estimate) -> str:
-    """A change with its sign: `+0.310 [0.262, 0.358], n = 128`."""
-    return ("+" if change.mean > 0 else "") + spoken(change)
 
 
 def plus(value: float) -> str:

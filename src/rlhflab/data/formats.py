@@ -6,6 +6,7 @@ Pairs and thumbs may look as TRL writes them: strings, messages, or whole conver
 
 import gzip
 import json
+import math
 import os
 import tempfile
 import zlib
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhflab.data.types import Conversation, Message, PreferencePair, Prompt, Thumb, thumbs_of
+from rlhflab.data.types import Comparison, Conversation, Message, PreferencePair, Prompt, Thumb, thumbs_of
 from rlhflab.errors import DataError
 
 ROLES = ("system", "user", "assistant")
@@ -135,6 +136,11 @@ def read_thumbs(path: Path) -> list[Thumb]:
             for thumb in (thumbs_of(_pair(row)) if "chosen" in row.values else (_thumb(row),))]
 
 
+def read_comparisons(path: Path) -> list[Comparison]:
+    """What is to be judged: `prompt`, and two answers `a` and `b` that differ."""
+    return [_comparison(row) for row in read_rows(path)]
+
+
 def read_prompts(path: Path) -> list[Prompt]:
     """Prompts: `{"prompt": text or messages}`, or `{"messages": [...]}` ending in a user turn."""
     prompts = []
@@ -188,6 +194,15 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         raise
 
 
+def finite(value: Any) -> Any:
+    """`value` as JSON can hold it: a bound at infinity, say of an interval from one prompt, becomes null."""
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def conversation_row(conversation: Conversation) -> dict[str, Any]:
     """What `read_conversations` reads back as `conversation`."""
     return {"id": conversation.id, "messages": _turns(conversation.messages)}
@@ -197,6 +212,11 @@ def pair_row(pair: PreferencePair) -> dict[str, Any]:
     """What `read_pairs` reads back as `pair`."""
     answers = {"chosen": pair.chosen, "rejected": pair.rejected}
     return {**prompt_row(pair.prompt), **answers, "strength": pair.strength, "source": pair.source}
+
+
+def comparison_row(comparison: Comparison) -> dict[str, Any]:
+    """What `read_comparisons` reads back as `comparison`."""
+    return {**prompt_row(comparison.prompt), "a": comparison.a, "b": comparison.b}
 
 
 def thumb_row(thumb: Thumb) -> dict[str, Any]:
@@ -237,6 +257,14 @@ def _pair(row: Row) -> PreferencePair:
         raise row.wrong("chosen", "and 'rejected' are equal; a pair needs a better and a worse answer")
     return PreferencePair(prompt=Prompt(id=row.id, messages=turns, facts=row.facts), chosen=chosen, rejected=rejected,
                           strength=_strength(row), source=row.source)
+
+
+def _comparison(row: Row) -> Comparison:
+    turns, a = row.prompted_answer("a")
+    _, b = row.prompted_answer("b")
+    if a == b:
+        raise row.wrong("a", "and 'b' are equal; there is nothing to compare")
+    return Comparison(prompt=Prompt(id=row.id, messages=turns, facts=row.facts), a=a, b=b)
 
 
 def _thumb(row: Row) -> Thumb:
