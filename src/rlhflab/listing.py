@@ -18,7 +18,7 @@ CATALOGUES: Mapping[str, str | None] = {
     "advantages": "rlhflab.core.returns:advantage_estimator",
     "policy_losses": "rlhflab.core.losses:policy_loss",
     "rewards": "rlhflab.rollout.rewards:reward_source",
-    "detectors": None,
+    "detectors": "rlhflab.analysis.detectors:detector",
     "formats": None,
     "verifiers": "rlhflab.rollout.verifiers:verifier",
     "shapings": "rlhflab.rollout.shaping:reward_shaping",
@@ -53,7 +53,7 @@ def listing(name: str) -> list[dict[str, Any]]:
         {"name": entry.name, "options": {key: _option(field) for key, field in entry.fields.items()},
          "needs": list(entry.needs), "admits": list(entry.admits), "source": entry.source, "summary": entry.summary}
         for entry in catalog_at(where).entries()]
-    return [_preset_row(row) for row in rows] if name == "presets" else rows
+    return [ROWS[name](row) for row in rows] if name in ROWS else rows
 
 
 def _preset_row(row: dict[str, Any]) -> dict[str, Any]:
@@ -61,6 +61,16 @@ def _preset_row(row: dict[str, Any]) -> dict[str, Any]:
     values = dotted(preset.entry(row["name"], where="presets").function().values)
     options = {key: {"type": type(value).__name__, "default": value, "range": None} for key, value in values.items()}
     return {**row, "options": options, "summary": described(row["name"])}
+
+
+def _detector_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A detector's row with whether it works without knowing right answers."""
+    gold_free = import_module("rlhflab.analysis.detectors").gold_free(row["needs"])
+    return {"name": row["name"], "gold": "gold-free" if gold_free else "needs gold", **row}
+
+
+ROWS = {"presets": _preset_row, "detectors": _detector_row}
+"""Catalogues whose rows say something of their own."""
 
 
 def catalog_at(where: str) -> Catalog[Any]:
