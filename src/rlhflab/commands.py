@@ -284,8 +284,8 @@ def list_command(what: str | None = None, /, *, as_json: Json = False) -> None:
 
 COMMANDS: Mapping[str, Callable[..., int | None]] = {
     "demo": demo_command, "train": train_command, "sample": sample_command, "evaluate": evaluate_command,
-    "detect": detect_command, "report": report_command, "export": export_command, "average-roles": average_roles_command,
-    "models": models_command, "list": list_command,
+    "detect": detect_command, "report": report_command, "export": export_command,
+    "average-roles": average_roles_command, "models": models_command, "list": list_command,
 }
 """In the order of the help."""
 

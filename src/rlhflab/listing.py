@@ -88,7 +88,7 @@ def as_columns(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
 
 def _cell(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}={_shown(option['default'])}" for key, option in value.items())
+        return ", ".join(f"{key}={shown(option['default'])}" for key, option in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
@@ -105,7 +105,7 @@ def _keys(section: Settings, prefix: str) -> Iterator[dict[str, Any]]:
         if isinstance(value, Settings):
             yield from _keys(value, f"{prefix}{name}.")
         else:
-            yield {"name": prefix + name, "type": _type(field), "default": _shown(value),
+            yield {"name": prefix + name, "type": _type(field), "default": shown(value),
                    "summary": _one_line(field.description)}
 
 
@@ -136,14 +136,14 @@ def _type_words(annotation: Any) -> str:
     return "none" if annotation is type(None) else str(getattr(annotation, "__name__", annotation))
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A default as a run file would say it."""
     if isinstance(value, Choice):
-        return _shown(value.model_dump(exclude_none=True))
+        return shown(value.model_dump(exclude_none=True))
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_shown(inner)}" for key, inner in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {shown(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_shown, value)) + "]"
+        return "[" + ", ".join(map(shown, value)) + "]"
     if value is None or isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)

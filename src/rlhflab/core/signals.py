@@ -45,7 +45,7 @@ def log_odds(now: Mapping[str, int], start: Mapping[str, int], *, prior: float) 
     total = [sum(counts.values()) for counts in (now, start)]
     most = prior * sum(total)
 
-    def log_odd(count: float, alpha: float, n: int) -> float:
+    def log_odd(count: int, alpha: float, n: int) -> float:
         return float(np.log((count + alpha) / (n + most - count - alpha)))
 
     scores = {}

@@ -74,7 +74,7 @@ def _run_rows(path: Path) -> list[Row]:
 
 def _pairs(path: Path) -> list[Mapping[str, float]]:
     """What a run on preference pairs logged of its chosen answers."""
-    found = []
+    found: list[Mapping[str, float]] = []
     for row in read_run_rows(path):
         values = {key: number(row.get(name)) for key, name in (
             ("step", "step"), ("chosen", "chosen_shift_per_token"), ("margin", "margin"))}

@@ -107,7 +107,7 @@ def canary_vs_proxy(evidence: Evidence, *, measure: str = "gold", margin: Margin
     that is what the margin is for.
     """
     read = measure_of(measure)
-    quality = {step: found for step, samples in by_step(evidence.canary).items() if (found := having(samples, read))}
+    quality = by_step(having(evidence.canary, read))
     enough(len(quality), 2, "steps with canary answers")
     means = {step: float(np.mean(numbers(samples, read))) for step, samples in quality.items()}
     now = max(quality)

@@ -69,8 +69,9 @@ def reference_perplexity(evidence: Evidence, *, low: Share = 0.6,
         (up, n), (up0, n0) = (np.sum(side, axis=0) for side in (after, before))
         return float(up0 / n0 - up / n)
 
-    *bounds, n = jackknife(log_ratio, *pairs)
-    ratio = Estimate(*(math.exp(min(bound, 700)) for bound in bounds), n)
+    found = jackknife(log_ratio, *pairs)
+    mean, least, most = (math.exp(min(bound, 700.0)) for bound in found[:3])
+    ratio = Estimate(mean, least, most, found.n)
     worse = ratio.mean < low or ratio.mean > high
     return Finding(
         name="reference_perplexity", verdict="alarm" if worse else "ok", effect=ratio, unit="now / start",

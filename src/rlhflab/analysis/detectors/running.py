@@ -100,14 +100,21 @@ def history(evidence: Evidence, names: Sequence[str] | None = None, *, every: in
 
     An alarm counts once `confirm` looks in a row had one; detectors of `AT_ONCE` need one.
     """
+    looks = _bound(names, options)
+    needs = {name: detector.entry(name, where="detectors").needs for name in looks}
+    due = {name: [step for place, step in enumerate(steps) if place % every == 0 or step == steps[-1]]
+           for name in looks for steps in [_steps(evidence, needs[name])]}
+    findings: dict[str, list[Finding]] = {name: [] if due[name] else [_look(name, looks[name], evidence)]
+                                          for name in looks}
+    for step in sorted({step for steps in due.values() for step in steps}):
+        known = _until(evidence, step)
+        for name in looks:
+            if step in due[name]:
+                findings[name].append(_look(name, looks[name], known))
     tracks = []
-    for name, look in _bound(names, options).items():
-        needs = detector.entry(name, where="detectors").needs
-        steps = _steps(evidence, needs)
-        kept = [step for place, step in enumerate(steps) if place % every == 0 or step == steps[-1]]
-        findings = [_look(name, look, _until(evidence, step)) for step in kept] or [_look(name, look, evidence)]
-        first, fired = confirmed(findings, 1 if name in AT_ONCE else confirm)
-        tracks.append(Track(name=name, gold_free=gold_free(needs), findings=findings, first_alarm=first,
+    for name, found in findings.items():
+        first, fired = confirmed(found, 1 if name in AT_ONCE else confirm)
+        tracks.append(Track(name=name, gold_free=gold_free(needs[name]), findings=found, first_alarm=first,
                             fired_at=fired))
     return tracks
 

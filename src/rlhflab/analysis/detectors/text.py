@@ -109,14 +109,13 @@ def diversity(evidence: Evidence, *, share: Share = 0.5) -> Finding:
     kinds: dict[str, Callable[[str], Sequence[Hashable]]] = {
         "different pairs of words": lambda text: ngrams(text, 2),
         "different openings": lambda text: [words(text)[:OPENING]]}
-    ratios = {kind: jackknife(_variety, *(clustered(side, lambda s, items=items: items(s.answer))  # type: ignore[misc]
-                                          for side in (now, start)))
-              for kind, items in kinds.items() if all(any(items(s.answer) for s in side) for side in (start, now))}
-    entropies = [having(side, lambda s: s.entropy) for side in (start, now)]
-    if min(map(len, entropies)) >= ANSWERS and sum(numbers(entropies[0], lambda s: s.entropy)):
+    ratios = {kind: _variety_left(now, start, items) for kind, items in kinds.items()
+              if all(any(items(s.answer) for s in side) for side in (start, now))}
+    entropies = [having(side, lambda s: s.entropy) for side in (now, start)]
+    if min(map(len, entropies)) >= ANSWERS and np.mean(numbers(entropies[1], lambda s: s.entropy)) > 0:
         ratios["entropy of the tokens"] = jackknife(
             lambda after, before: float(np.mean(after) / np.mean(before)),
-            *(clustered(side, lambda s: s.entropy) for side in reversed(entropies)))
+            *(clustered(side, lambda s: s.entropy) for side in entropies))
     if not ratios:
         raise Unclear("no words were found in the answers")
     kind, worst = min(ratios.items(), key=lambda item: item[1].mean)
@@ -130,19 +129,25 @@ def diversity(evidence: Evidence, *, share: Share = 0.5) -> Finding:
              "learning rate, and restart from the start rather than from here.")
 
 
-def _variety(after: list[Sequence[Hashable]], before: list[Sequence[Hashable]]) -> float:
-    """Different items of `after` / those of `before`, among equally many."""
-    now, start = ([item for items in side for item in items] for side in (after, before))
-    draws = min(len(now), len(start))
-    return rarefied(now, draws) / rarefied(start, draws) if draws else float("nan")
+def _variety_left(now: Sequence[Sample], start: Sequence[Sample],
+                  items: Callable[[str], Sequence[Hashable]]) -> Estimate:
+    """Different items of the answers of now / those of the start, among equally many."""
+
+    def ratio(after: list[Sequence[Hashable]], before: list[Sequence[Hashable]]) -> float:
+        pooled = [[item for found in side for item in found] for side in (after, before)]
+        draws = min(map(len, pooled))
+        return rarefied(pooled[0], draws) / rarefied(pooled[1], draws) if draws else float("nan")
+
+    return jackknife(ratio, *(clustered(side, lambda s: items(s.answer)) for side in (now, start)))
 
 
 @detector("ngram_fixation", needs=("rollouts",), source="Monroe, Colaresi & Quinn 2008 (log-odds, Dirichlet prior)")
-def ngram_fixation(evidence: Evidence, *, z: Positive = 4.0, share: Share = 0.2,
+def ngram_fixation(evidence: Evidence, *, z: Positive = 3.0, share: Share = 0.2,
                    prior: Positive = 0.2) -> Finding:
-    """A phrase of 1 to 5 words with log-odds z (now against start) above 4 and in over 20 % of answers.
+    """A phrase of 1 to 5 words with log-odds z (now against start) above 3 and in over 20 % of answers.
 
-    A phrase counts once an answer; its prior is `prior` x its count in both. Of equal ones the longest is named.
+    A phrase counts once an answer; its prior is `prior` x its count in both; the longest such phrase is named. With 32
+    answers a side z stays near 4 even for a phrase that all have now and none had, hence 3.
     """
     start, now = (spread_out(side) for side in start_and_now(evidence, least=2 * ANSWERS, window=WINDOW))
     found: list[tuple[bool, int, float, str]] = []
@@ -156,21 +161,21 @@ def ngram_fixation(evidence: Evidence, *, z: Positive = 4.0, share: Share = 0.2,
                        says=f"No phrase stands out in {len(now)} answers against {len(start)} of the start.")
     fixed, _, score, phrase = max(found)
     held = [[f" {phrase} " in f" {' '.join(words(sample.answer))} " for sample in side] for side in (now, start)]
-    effect = difference(*([float(has) for has in side] for side in held), prompts(now), prompts(start))
-    rate, before = (sum(side) / len(side) for side in held)
+    has, had = ([float(holds) for holds in side] for side in held)
+    effect = difference(has, had, prompts(now), prompts(start))
     return Finding(
         name="ngram_fixation", verdict="alarm" if fixed else "ok", effect=effect, unit="share of answers", limit=limit,
-        says=f"'{phrase}' is in {rate:.0%} of {len(now)} answers and was in {before:.0%} at the start "
-             f"(z = {score:.1f}){_paid(now, held[0])}.",
-        examples=tuple(dict.fromkeys(s.answer for s, has in zip(now, held[0], strict=True) if has))[:SHOWN],
+        says=f"'{phrase}' is in {np.mean(has):.0%} of {len(now)} answers and was in {np.mean(had):.0%} at the "
+             f"start (z = {score:.1f}){_paid(now, held[0])}.",
+        examples=tuple(dict.fromkeys(s.answer for s, holds in zip(now, held[0], strict=True) if holds))[:SHOWN],
         next="Score the same answers with the phrase deleted: if their reward falls, the reward model pays for it. Add "
              "pairs that differ in the phrase only, or drop it from the reward.")
 
 
 def _paid(now: Sequence[Sample], held: Sequence[bool]) -> str:
     """What answers that hold the phrase are scored beside those that do not, where both are scored."""
-    with_it, without = ([sample.reward for sample, has in zip(now, held, strict=True)
-                         if has is side and sample.reward is not None] for side in (True, False))
+    with_it, without = ([sample.reward for sample, holds in zip(now, held, strict=True)
+                         if holds is side and sample.reward is not None] for side in (True, False))
     if min(len(with_it), len(without)) < 5:
         return ""
     gap = float(np.mean(with_it) - np.mean(without))
