@@ -297,6 +297,40 @@ def test_a_term_that_comes_to_hold_the_variance_is_named() -> None:
     assert only("reward_tail", with_terms(1.0)).verdict == "ok"
 
 
+def test_a_term_that_always_held_the_variance_captured_nothing() -> None:
+    evidence = of(*(rollouts(t, reward=lambda i: i % 2, terms=lambda i: {
+        "task": float(i % 2), "bonus": 2.0 * float(i // 2 % 2)}) for t in (0, 1)))
+    assert only("reward_tail", evidence).verdict == "ok"
+
+
+def test_longer_answers_of_the_same_variety_lose_nothing() -> None:
+    found = only("diversity", of(rollouts(0), rollouts(1, lambda i: prose(1000 + i, 24))))
+    assert found.verdict == "ok" and found.effect and found.effect.mean == pytest.approx(1, abs=0.05)
+
+
+def test_hidden_states_of_many_dimensions_that_have_not_moved_are_no_outliers() -> None:
+    # distances of the states that the covariance was fitted on would be too short a limit
+    generator = np.random.default_rng(1)
+    evidence = Evidence(rollouts=(), hidden={0: generator.normal(size=(128, 40)), 4: generator.normal(size=(64, 40))})
+    found = only("latent_outliers", evidence)
+    assert found.verdict == "ok" and found.effect and found.effect.mean < 0.05
+
+
+def test_one_significant_part_among_many_is_not_enough() -> None:
+    # 6 of 40 fell, none rose: p = 2 / 2^6 = .031, and .031 x 5 after Holm
+    falls = {"format": lambda i: float(i >= 6)}
+    still = {f"part{k}": half for k in range(4)}
+    evidence = Evidence(rollouts=(), canary=[*canary(0, format=lambda i: 1.0, **still), *canary(6, **falls, **still)])
+    assert only("format_pass", evidence).verdict == "alarm"
+    assert only("component_floors", evidence).verdict == "unclear"
+
+
+def test_a_reward_that_orders_half_as_well_as_at_the_start_is_no_longer_valid() -> None:
+    evidence = orders(lambda prompt: prompt < 5)  # tau 5/8 - 3/8 = .25, accuracy .625, and 1 at the start
+    assert only("fresh_validity", evidence).verdict == "alarm"
+    assert only("fresh_validity", evidence, share=0.2).verdict == "ok"
+
+
 def test_a_fixed_phrase_is_named_with_its_length_and_with_what_it_is_paid() -> None:
     evidence = of(rollouts(0), rollouts(1, lambda i: f"{'Certainly, this is ' if i % 4 else ''}{prose(i)}",
                                         reward=lambda i: 2.0 if i % 4 else 0.5), rollouts(

@@ -108,7 +108,7 @@ def test_a_run_folder_is_read_as_it_was_written(capsys: pytest.CaptureFixture[st
     canary = [Sample(step=step, prompt_id=f"c{i}", answer="", measures={"format": 1.0}) for step in (0, 2)
               for i in range(40)]
     write(tmp_path / "rollouts.jsonl", [sample_row(sample) for sample in rollouts])
-    write(tmp_path / "canary.jsonl", [{**sample_row(sample), "answer": ""} for sample in canary])
+    write(tmp_path / "canary.jsonl", [sample_row(sample) for sample in canary])
     with (tmp_path / "rollouts.jsonl").open("a") as file:
         file.write('{"step": 3, "prompt_id": "p')  # the run is still writing, or was killed here
     evidence = read_evidence(tmp_path)

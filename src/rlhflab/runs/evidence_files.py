@@ -67,8 +67,8 @@ def _of_folder(folder: Path) -> Evidence:
 
 
 def _run_rows(path: Path) -> list[Row]:
-    """Rows of a file that a run may still be writing."""
-    return [Row(path=path, line=line, values={key: value for key, value in row.items() if value is not None})
+    """Rows of a file that a run may still be writing; a run leaves out what is empty, an empty answer too."""
+    return [Row(path=path, line=line, values={"answer": "", **{key: x for key, x in row.items() if x is not None}})
             for line, row in enumerate(read_run_rows(path), start=1)]
 
 

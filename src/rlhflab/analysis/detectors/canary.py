@@ -223,7 +223,7 @@ def fresh_validity(evidence: Evidence, *, measure: str = "gold", accuracy: Annot
         if step == min(steps) and now:
             break
         now = [*now, *steps[step]]
-        if len(now) >= WINDOW:
+        if sum(map(len, _agreement(now, measure).values())) >= WINDOW:
             break
     pairs = _agreement(now, measure)
     count = sum(map(len, pairs.values()))

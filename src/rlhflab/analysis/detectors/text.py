@@ -185,8 +185,7 @@ def _paid(now: Sequence[Sample], held: Sequence[bool]) -> str:
 @detector("degenerate_text", needs=("rollouts",), source="Welleck et al. 2020, arXiv:1908.04319 (rep-n)")
 def degenerate_text(evidence: Evidence, *, repeated: Share = 0.1, cut_off: Share = 0.05,
                     compressed: Share = 0.4) -> Finding:
-    """Repeated 4-grams above .10, answers cut off above .05, or deflated size below .40 of the text, and worse than at
-    the start.
+    """Repeated 4-grams above .10, cut-offs above .05, or deflated size below .40, and worse than at the start.
 
     The size is read of answers of at least 200 bytes, the cut-offs where it is known how answers ended. Without answers
     of a start the limits alone decide, and have to lie outside the 95 % interval.
