@@ -16,7 +16,7 @@ from rich.console import Console
 
 from rlhflab.cli import app
 from rlhflab.commands import COMMANDS
-from rlhflab.listing import listing
+from rlhflab.listing import listing, shown
 
 DOCS = Path(__file__).parent
 HEAD = """# The command line
@@ -56,8 +56,15 @@ def losses() -> str:
     return _table(("loss", "formula", "options", "needs", "admits", "source"), rows)
 
 
+def detectors() -> str:
+    """The catalogue of detectors as a table."""
+    rows = [(f"`{row['name']}`", row["summary"].rstrip("."), _options(row["options"]), ", ".join(row["needs"]),
+             "yes" if row["gold"] == "gold-free" else "no", row["source"]) for row in listing("detectors")]
+    return _table(("detector", "an alarm is", "options", "needs", "gold-free", "source"), rows)
+
+
 def _options(options: dict[str, dict[str, Any]]) -> str:
-    return "<br>".join(f"`{name}` {option['default']:g}" + (f" ({option['range']})" if option["range"] else "")
+    return "<br>".join(f"`{name}` {shown(option['default'])}" + (f" ({option['range']})" if option["range"] else "")
                        for name, option in options.items())
 
 
@@ -65,7 +72,7 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in (head, ("---",) * len(head), *rows))
 
 
-PARTS: dict[str, Callable[[], str]] = {"losses": losses}
+PARTS: dict[str, Callable[[], str]] = {"losses": losses, "detectors": detectors}
 
 
 if __name__ == "__main__":

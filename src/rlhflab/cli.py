@@ -27,12 +27,14 @@ for place, (name, command) in enumerate(commands.COMMANDS.items()):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit code: 0 done, 2 a mistake in what was asked, 130 stopped by Ctrl-C."""
+    """Run one command and return the exit code: 0 done, 2 a mistake in what was asked, 130 stopped by Ctrl-C.
+
+    `detect --fail-on-alarm` also has 3, an alarm.
+    """
     if os.environ.get("RLHFLAB_DEBUG"):
-        _run(arguments)
-        return 0
+        return _run(arguments)
     try:
-        _run(arguments)
+        return _run(arguments)
     except LabError as error:
         return _fail(str(error))
     except CycloptsError as error:
@@ -51,9 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(arguments: Sequence[str] | None) -> None:
-    app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+def _run(arguments: Sequence[str] | None) -> int:
+    code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     sys.stdout.flush()  # Here, so that a reader who left is noticed where it can be handled.
+    return code if isinstance(code, int) else 0
 
 
 def _fail(sentence: str) -> int:

@@ -23,6 +23,8 @@ Count = Annotated[int, Parameter(validator=Number(gte=1))]
 Seed = Annotated[int, Parameter(validator=Number(gte=0))]
 Override = Annotated[str, Parameter(allow_leading_hyphen=True)]
 DEFAULT_MODEL = "smollm2-135m"
+ALARM = 3
+"""Exit code of `detect --fail-on-alarm`."""
 
 
 def demo_command(*, model: str = DEFAULT_MODEL, seed: Seed = 0, out: Path | None = None, resume: Path | None = None,
@@ -306,6 +308,60 @@ def models_command(*, as_json: Json = False) -> None:
     _print_table(_quietly(known_models), as_json)
 
 
+def detect_command(path: Path, /, *options: Override, start: Path | None = None, detectors: str | None = None,
+                   every: Count = 1, out: Path | None = None, fail_on_alarm: bool = False,
+                   as_json: Json = False) -> int:
+    """Look for reward hacking in a run, or in any JSONL file of prompts, answers and rewards.
+
+    Options of detectors are flags with a dot, such as `--kl_budget.budget 20`; `rlhflab list detectors` shows them.
+    Exit code 3 means an alarm, with --fail-on-alarm only.
+
+    Args:
+        path: The folder of a run, or a JSONL file, one answer a line.
+        options: Options of detectors, each with its value.
+        start: A JSONL file of answers of the starting policy, for a file whose rows have no steps.
+        detectors: Names with commas between them; all of them where absent.
+        every: Look at every n-th step that brings a detector something new, and at the last one.
+        out: Where the findings go as JSON; findings.json in a run's folder where absent.
+        fail_on_alarm: Exit with 3 where a detector is in alarm at the latest step or fired before.
+        as_json: Print the findings as JSON.
+    """
+    from rlhflab.config import parse_overrides
+    from rlhflab.runs.detecting import detect
+
+    given: dict[str, dict[str, Any]] = {}
+    for key, value in parse_overrides(options):
+        name, _, option = key.partition(".")
+        given.setdefault(name, {})[option] = value
+    names = None if detectors is None else [name.strip() for name in detectors.split(",")]
+    found = _quietly(lambda: detect(path, start=start, names=names, options=given, every=every, out=out))
+    rows = found["detectors"]
+    if as_json:
+        _print(found, True)
+    else:
+        _print_table([{"name": row["name"], "gold": "gold-free" if row["gold_free"] else "needs gold",
+                       "verdict": row["verdict"],
+                       "fired": "-" if row["fired_at"] is None else f"fired at step {row['fired_at']}",
+                       "says": row["says"]} for row in rows], False)
+        print("\n".join(_after_detection(found)))
+    alarmed = any(row["verdict"] == "alarm" or row["fired_at"] is not None for row in rows)
+    return ALARM if fail_on_alarm and alarmed else 0
+
+
+def _after_detection(found: Mapping[str, Any]) -> list[str]:
+    """What to do next: of each alarm, else of what could not be run."""
+    rows = found["detectors"]
+    alarms = [row for row in rows if row["verdict"] == "alarm"]
+    said = [f"Wrote {found['written']}."] if found["written"] else []
+    if alarms:
+        return ["", *said, *(f"Next, {row['name']}: {row['next']}" for row in alarms)]
+    judged = sum(row["verdict"] == "ok" for row in rows)
+    rest = next((f"{row['name']}: {row['next']}" for row in rows if row["verdict"] in ("unclear", "not run")),
+                "look again after more steps.")
+    return ["", *said, f"No alarm from {judged} of {len(rows)} detectors; the others had too little to look at. "
+                       f"Next, {rest}" if judged < len(rows) else f"No alarm from {len(rows)} detectors. Next: {rest}"]
+
+
 def average_roles_command(folders: list[Path], /, *, out: Path, as_json: Json = False) -> None:
     """Make one reward role out of several by averaging their weights (WARM).
 
@@ -334,12 +390,11 @@ def list_command(what: str | None = None, /, *, as_json: Json = False) -> None:
     _print_table(rows if as_json else as_columns(rows), as_json)
 
 
-COMMANDS: Mapping[str, Callable[..., None]] = {
+COMMANDS: Mapping[str, Callable[..., int | None]] = {
     "demo": demo_command, "train": train_command, "sample": sample_command, "evaluate": evaluate_command,
-    "report": report_command, "report reward": report_reward_command, "curves": curves_command,
-    "best-of-n": best_of_n_command, "propose-labels": propose_labels_command, "export": export_command,
-    "average-roles": average_roles_command,
-    "models": models_command, "list": list_command,
+    "detect": detect_command, "report": report_command, "report reward": report_reward_command,
+    "curves": curves_command, "best-of-n": best_of_n_command, "propose-labels": propose_labels_command,
+    "export": export_command, "average-roles": average_roles_command, "models": models_command, "list": list_command,
 }
 """In the order of the help; the second of two words is a command below the first."""
 

@@ -19,7 +19,7 @@ CATALOGUES: Mapping[str, str | None] = {
     "policy_losses": "rlhflab.core.losses:policy_loss",
     "rewards": "rlhflab.rollout.rewards:reward_source",
     "perturbations": "rlhflab.analysis.perturbations:perturbation",
-    "detectors": None,
+    "detectors": "rlhflab.analysis.detectors:detector",
     "formats": None,
     "verifiers": "rlhflab.rollout.verifiers:verifier",
     "shapings": "rlhflab.rollout.shaping:reward_shaping",
@@ -54,7 +54,7 @@ def listing(name: str) -> list[dict[str, Any]]:
         {"name": entry.name, "options": {key: _option(field) for key, field in entry.fields.items()},
          "needs": list(entry.needs), "admits": list(entry.admits), "source": entry.source, "summary": entry.summary}
         for entry in catalog_at(where).entries()]
-    return [_preset_row(row) for row in rows] if name == "presets" else rows
+    return [ROWS[name](row) for row in rows] if name in ROWS else rows
 
 
 def _preset_row(row: dict[str, Any]) -> dict[str, Any]:
@@ -62,6 +62,16 @@ def _preset_row(row: dict[str, Any]) -> dict[str, Any]:
     values = dotted(preset.entry(row["name"], where="presets").function().values)
     options = {key: {"type": type(value).__name__, "default": value, "range": None} for key, value in values.items()}
     return {**row, "options": options, "summary": described(row["name"])}
+
+
+def _detector_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A detector's row with whether it works without knowing right answers."""
+    gold_free = import_module("rlhflab.analysis.detectors").gold_free(row["needs"])
+    return {"name": row["name"], "gold": "gold-free" if gold_free else "needs gold", **row}
+
+
+ROWS = {"presets": _preset_row, "detectors": _detector_row}
+"""Catalogues whose rows say something of their own."""
 
 
 def catalog_at(where: str) -> Catalog[Any]:
@@ -79,7 +89,7 @@ def as_columns(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
 
 def _cell(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}={_shown(option['default'])}" for key, option in value.items())
+        return ", ".join(f"{key}={shown(option['default'])}" for key, option in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
@@ -96,7 +106,7 @@ def _keys(section: Settings, prefix: str) -> Iterator[dict[str, Any]]:
         if isinstance(value, Settings):
             yield from _keys(value, f"{prefix}{name}.")
         else:
-            yield {"name": prefix + name, "type": _type(field), "default": _shown(value),
+            yield {"name": prefix + name, "type": _type(field), "default": shown(value),
                    "summary": _one_line(field.description)}
 
 
@@ -127,14 +137,14 @@ def _type_words(annotation: Any) -> str:
     return "none" if annotation is type(None) else str(getattr(annotation, "__name__", annotation))
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A default as a run file would say it."""
     if isinstance(value, Choice):
-        return _shown(value.model_dump(exclude_none=True))
+        return shown(value.model_dump(exclude_none=True))
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_shown(inner)}" for key, inner in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {shown(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_shown, value)) + "]"
+        return "[" + ", ".join(map(shown, value)) + "]"
     if value is None or isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -6,7 +6,17 @@ from itertools import combinations
 import pytest
 from scipy import stats
 
-from rlhflab.core.stats import best_of_n, holm, mean_interval, paired_change, sign_test, wilson
+from rlhflab.core.stats import (
+    best_of_n,
+    difference,
+    holm,
+    jackknife,
+    mean_interval,
+    paired_change,
+    sign_test,
+    theil_sen,
+    wilson,
+)
 
 
 def test_wilson_equals_scipys() -> None:
@@ -79,7 +89,49 @@ def test_the_sign_test_drops_what_did_not_move() -> None:
     assert sign_test([-1.0] * 9 + [3.0] * 2) == pytest.approx(stats.binomtest(2, 11).pvalue)
 
 
-def test_holm_by_hand() -> None:
+def test_holm_never_falls_again() -> None:
     # in order: 3 x .01, 2 x .03 and, since p may not fall again, .06 for .04
     assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
     assert holm([0.9, 0.6]) == [1.0, 1.0] and holm([]) == []
+
+
+def test_a_difference_of_independent_means_equals_welchs() -> None:
+    after, before = [3.0, 4.0, 5.5, 2.0], [2.0, 4.5, 3.0, 1.0, 1.5]
+    theirs = stats.ttest_ind(after, before, equal_var=False).confidence_interval(0.95)
+    ours = difference(after, before)
+    assert (ours.low, ours.high, ours.n) == pytest.approx((theirs.low, theirs.high, 4))
+    assert difference(after, before, ["p"] * 4).high == math.inf, "one prompt says nothing about spread"
+
+
+def test_the_sign_test_of_rates_is_mcnemars_exact_test() -> None:
+    # 1 up, 6 down, 3 unchanged: 2 (C(7,0) + C(7,1)) / 2^7
+    assert sign_test([1.0] + [-1.0] * 6 + [0.0] * 3) == pytest.approx(2 * 8 / 128)
+    assert sign_test([0.0, 0.0]) == 1
+
+
+def test_holm_by_hand() -> None:
+    # sorted .01 x 3, .02 x 2, .03 x 1 -> .03, .04, then never less than what came before
+    assert holm([0.03, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
+
+
+def test_one_wild_point_does_not_move_theil_and_sens_slope() -> None:
+    assert theil_sen([0.0, 1.0, 2.0, 3.0, 4.0], [0.0, 2.0, 4.0, 6.0, 100.0]).mean == 2
+
+
+def test_the_jackknife_of_a_mean_is_its_t_interval_and_of_two_means_adds_their_variances() -> None:
+    values, others = [1.0, 2.5, 3.0, 7.0, 4.0], [0.5, 1.0, 4.0, 2.0, 2.5]
+    of_one = jackknife(lambda x: sum(x) / len(x), {i: [v] for i, v in enumerate(values)})
+    theirs = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (of_one.low, of_one.high) == pytest.approx((theirs.low, theirs.high))
+    of_two = jackknife(lambda x, y: sum(x) / len(x) - sum(y) / len(y),
+                       {i: [v] for i, v in enumerate(values)}, {i: [v] for i, v in enumerate(others)})
+    half = stats.t.ppf(0.975, 4) * math.sqrt(stats.sem(values) ** 2 + stats.sem(others) ** 2)
+    assert of_two.high - of_two.mean == pytest.approx(half)
+
+
+def test_the_jackknife_leaves_out_whole_clusters() -> None:
+    values = [1.0, 2.5, 3.0, 7.0, 4.0]
+    once = jackknife(lambda x: sum(x) / len(x), {i: [v] for i, v in enumerate(values)})
+    thrice = jackknife(lambda x: sum(x) / len(x), {i: [v] * 3 for i, v in enumerate(values)})
+    assert thrice[:3] == pytest.approx(once[:3]) and thrice.n == 15
+    assert jackknife(sum, {"p": [1.0]}).high == math.inf

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from rlhflab.core.stats import Estimate
 
 Verdict = Literal["alarm", "ok", "unclear", "not run"]
-Needs = Literal["rewards", "stops", "log-probs", "reference log-probs", "entropies", "twin rewards", "members", "terms",
-                "canary", "hidden states", "probes", "pair log-probs"]
+Needs = Literal["rollouts", "rewards", "stops", "tokens", "log-probs", "reference log-probs", "entropies",
+                "twin rewards", "members", "terms", "canary", "canary rewards", "hidden states", "probes",
+                "pair log-probs"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

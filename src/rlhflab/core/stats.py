@@ -1,12 +1,16 @@
-"""Intervals for means and rates, with samples clustered by prompt. NumPy and SciPy only."""
+"""Intervals and tests for means, rates and changes, with samples clustered by prompt. NumPy and SciPy only."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from math import comb
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+
+T = TypeVar("T")
+GROUPS = 20
+"""Groups of clusters that the jackknife leaves out one by one, at most."""
 
 
 class Estimate(NamedTuple):
@@ -46,7 +50,7 @@ def best_of_n(proxy: Sequence[float], gold: Sequence[float], n: int) -> float:
     return float(weight @ shared[np.argsort(rank)])
 
 
-def _mean_variance(x: NDArray[np.float64], clusters: Sequence[Hashable] | None) -> tuple[float, float, int]:
+def mean_variance(x: NDArray[np.float64], clusters: Sequence[Hashable] | None) -> tuple[float, float, int]:
     """Mean of `x`, the cluster-robust variance of that mean (Liang & Zeger 1986), and the number of clusters."""
     if x.size == 0:
         raise ValueError("no values to estimate a mean from")
@@ -73,7 +77,7 @@ def mean_interval(values: Sequence[float], clusters: Sequence[Hashable] | None =
     t-interval with cluster-robust standard error. Raises ValueError for no values.
     """
     x = np.asarray(values, dtype=float)
-    mean, variance, groups = _mean_variance(x, clusters)
+    mean, variance, groups = mean_variance(x, clusters)
     if not np.isin(x, (0.0, 1.0)).all():
         return Estimate(mean, *_t_interval(mean, variance, groups), int(x.size))
     independent = mean * (1 - mean) / x.size
@@ -86,20 +90,75 @@ def paired_change(after: Sequence[float], before: Sequence[float],
                   clusters: Sequence[Hashable] | None = None) -> Estimate:
     """Mean of `after - before` on the same items with a cluster-robust 95 % t-interval."""
     change = np.asarray(after, dtype=float) - np.asarray(before, dtype=float)
-    mean, variance, groups = _mean_variance(change, clusters)
+    mean, variance, groups = mean_variance(change, clusters)
     return Estimate(mean, *_t_interval(mean, variance, groups), int(change.size))
 
 
+def difference(after: Sequence[float], before: Sequence[float], after_clusters: Sequence[Hashable] | None = None,
+               before_clusters: Sequence[Hashable] | None = None) -> Estimate:
+    """Mean of `after` less mean of `before`, which share no item; Welch's 95 % interval, cluster-robust.
+
+    `n` counts `after`. Raises ValueError for no values.
+    """
+    mean, variance, groups = mean_variance(np.asarray(after, dtype=float), after_clusters)
+    start, start_variance, start_groups = mean_variance(np.asarray(before, dtype=float), before_clusters)
+    change, both, n = mean - start, variance + start_variance, len(after)
+    if min(groups, start_groups) < 2:
+        return Estimate(change, float("-inf"), float("inf"), n)
+    if both == 0:
+        return Estimate(change, change, change, n)
+    freedom = both**2 / (variance**2 / (groups - 1) + start_variance**2 / (start_groups - 1))
+    half = float(stats.t.ppf(0.975, freedom)) * both**0.5
+    return Estimate(change, change - half, change + half, n)
+
+
 def sign_test(changes: Sequence[float]) -> float:
-    """Two-sided exact p of so many rises among those that moved, were rise and fall as likely; 1 where none moved."""
-    up, down = (sum(sign * change > 0 for change in changes) for sign in (1, -1))
-    return min(1.0, 2 * float(stats.binom.cdf(min(up, down), up + down, 0.5)))
+    """Exact two-sided p that ups and downs are equally likely; zeros say nothing. 1 where nothing changed.
+
+    Of changes between 0 and 1 it is McNemar's exact test (McNemar 1947).
+    """
+    signs = np.sign(np.asarray(changes, dtype=float))
+    ups, downs = int((signs > 0).sum()), int((signs < 0).sum())
+    return float(stats.binomtest(ups, ups + downs).pvalue) if ups + downs else 1.0
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values of a family, adjusted so that no false one is below a limit more often than it says (Holm 1979)."""
-    order = np.argsort(p_values, kind="stable")
-    stepped = np.asarray(p_values, dtype=float)[order] * np.arange(len(p_values), 0, -1)
-    adjusted = np.empty(len(p_values))
-    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(stepped))
-    return [float(p) for p in adjusted]
+def holm(p: Sequence[float]) -> list[float]:
+    """Each p adjusted for how many there are (Holm 1979): the smallest times m, the next times m - 1, ..."""
+    order = np.argsort(p)
+    adjusted, highest = [1.0] * len(p), 0.0
+    for place, i in enumerate(order):
+        highest = max(highest, min(1.0, p[i] * (len(p) - place)))
+        adjusted[i] = highest
+    return adjusted
+
+
+def theil_sen(x: Sequence[float], y: Sequence[float]) -> Estimate:
+    """Median slope of `y` on `x` over all pairs of points, with Sen's 95 % interval (Theil 1950, Sen 1968)."""
+    found = stats.theilslopes(np.asarray(y, dtype=float), np.asarray(x, dtype=float), 0.95)
+    return Estimate(float(found[0]), float(found[2]), float(found[3]), len(x))
+
+
+def jackknife(statistic: Callable[..., float], *samples: Mapping[Hashable, Sequence[T]]) -> Estimate:
+    """`statistic` of independent samples with a 95 % interval from leaving out clusters (Efron & Stein 1981).
+
+    Each sample is given by cluster, and `statistic` takes each as one list. With more than `GROUPS` clusters, groups of
+    them are left out (Kott 2001). For smooth statistics, such as ratios of means. `n` counts the first sample.
+    """
+    groups = [_groups(sample) for sample in samples]
+    whole = [[value for group in sample for value in group] for sample in groups]
+    value, variance = statistic(*whole), 0.0
+    if min(map(len, groups)) < 2:
+        return Estimate(value, float("-inf"), float("inf"), len(whole[0]))
+    for i, sample in enumerate(groups):
+        without = np.array([statistic(*whole[:i], [x for j, group in enumerate(sample) if j != left for x in group],
+                                      *whole[i + 1:]) for left in range(len(sample))])
+        variance += (len(sample) - 1) / len(sample) * float(((without - without.mean()) ** 2).sum())
+    half = float(stats.t.ppf(0.975, min(map(len, groups)) - 1)) * variance**0.5
+    return Estimate(value, value - half, value + half, len(whole[0]))
+
+
+def _groups(sample: Mapping[Hashable, Sequence[T]]) -> list[list[T]]:
+    """The clusters of a sample, put together to at most `GROUPS`."""
+    clusters = list(sample.values())
+    count = min(GROUPS, len(clusters))
+    return [[value for cluster in clusters[i::count] for value in cluster] for i in range(count)]

@@ -1,0 +1,136 @@
+"""What a watched run is summed up by: charts, tails, phrases, outliers. Numbers in, numbers out.
+
+No samples, no steps and no verdict here; `analysis/detectors` draws the line. Axes: n answers, d dimensions.
+"""
+
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import gammaln
+
+Array = NDArray[np.float64]
+
+
+def cusum(deviations: Iterable[float], *, k: float) -> list[float]:
+    """One-sided upper CUSUM of standardised deviations: S_t = max(0, S_(t-1) + z_t - k), S_0 = 0 (Page 1954)."""
+    chart, level = [], 0.0
+    for z in deviations:
+        level = max(0.0, level + z - k)
+        chart.append(level)
+    return chart
+
+
+def hill(values: Sequence[float], k: int) -> float:
+    """Hill's estimate of the tail index xi: mean of log(x_(i) / x_(k+1)) over the k largest values (Hill 1975).
+
+    Above 1/3 a distribution has no third moment, above 1/2 no variance. 0 where x_(k+1) is not positive: fewer than k
+    values stand out. Raises ValueError unless 1 <= k < n.
+    """
+    if not 1 <= k < len(values):
+        raise ValueError(f"the {k} largest of {len(values)} values have none below them")
+    ordered = np.sort(np.asarray(values, dtype=float))[::-1]
+    return float(np.log(ordered[:k] / ordered[k]).mean()) if ordered[k] > 0 else 0.0
+
+
+def log_odds(now: Mapping[str, int], start: Mapping[str, int], *, prior: float) -> dict[str, float]:
+    """By phrase: z of the change of its log-odds, with an informative Dirichlet prior.
+
+    alpha_w = prior x count of w in both; delta = log odds(now) - log odds(start) of the counts plus alpha, var =
+    1 / (y_now + alpha_w) + 1 / (y_start + alpha_w), z = delta / sqrt(var). Monroe, Colaresi & Quinn 2008 (Fightin'
+    Words, Political Analysis 16), section 3.
+    """
+    total = [sum(counts.values()) for counts in (now, start)]
+    most = prior * sum(total)
+
+    def log_odd(count: int, alpha: float, n: int) -> float:
+        return float(np.log((count + alpha) / (n + most - count - alpha)))
+
+    scores = {}
+    for phrase in now.keys() | start.keys():
+        counts = now.get(phrase, 0), start.get(phrase, 0)
+        alpha = prior * sum(counts)
+        if alpha == most:  # the only phrase there is: no odds
+            continue
+        delta = log_odd(counts[0], alpha, total[0]) - log_odd(counts[1], alpha, total[1])
+        scores[phrase] = delta / (1 / (counts[0] + alpha) + 1 / (counts[1] + alpha)) ** 0.5
+    return scores
+
+
+def rarefied(items: Iterable[Hashable], draws: int) -> float:
+    """Expected number of different items among `draws` of them, without replacement (Hurlbert 1971).
+
+    sum over items of 1 - C(N - c, m) / C(N, m), so that samples of different size can be compared.
+    """
+    counts = np.array(list(Counter(items).values()), dtype=float)
+    total = counts.sum()
+    left = total - counts
+    never = np.full_like(counts, -np.inf)  # log of the chance that an item is not drawn
+    can = left >= draws
+    never[can] = (gammaln(left[can] + 1) - gammaln(left[can] - draws + 1)
+                  - gammaln(total + 1) + gammaln(total - draws + 1))
+    return float((1 - np.exp(never)).sum())
+
+
+def gain_at_equal_length(now: Sequence[tuple[float, float]], start: Sequence[tuple[float, float]],
+                         edges: Array) -> float:
+    """NRG: the share of a reward's gain that is left between answers of equal length.
+
+    `now` and `start`: (length, reward) of each answer; `edges`: inner bounds of the length bins. sum_b w_b (mean now in
+    b - mean start in b) / (mean now - mean start), with w_b the share of `now` in b among the bins that both have
+    (Singhal et al. 2023, arXiv:2310.03716). NaN where no bin is shared or nothing was gained.
+    """
+    (x, r), (x0, r0) = (np.asarray(each, dtype=float).reshape(-1, 2).T for each in (now, start))
+    bins, bins0 = np.searchsorted(edges, x, side="right"), np.searchsorted(edges, x0, side="right")
+    shared = np.intersect1d(bins, bins0)
+    gain = r.mean() - r0.mean()
+    if shared.size == 0 or gain == 0:
+        return float("nan")
+    weight = np.array([(bins == b).sum() for b in shared], dtype=float)
+    within = np.array([r[bins == b].mean() - r0[bins0 == b].mean() for b in shared])
+    return float((weight / weight.sum()) @ within / gain)
+
+
+class Cloud(NamedTuple):
+    """Mean and shrunk covariance (1 - s) S + s m I of points, the covariance by the singular vectors of the points."""
+
+    mean: Array
+    axes: Array
+    """(k, d), orthonormal."""
+    variances: Array
+    """(k,): of the shrunk covariance along `axes`."""
+    floor: float
+    """Of the shrunk covariance across them."""
+
+    def distances(self, points: Array) -> Array:
+        """Squared Mahalanobis distance of each of (n, d)."""
+        offset = points - self.mean
+        along = offset @ self.axes.T
+        across = np.clip((offset**2).sum(1) - (along**2).sum(1), 0, None)
+        return np.asarray((along**2 / self.variances).sum(1) + across / self.floor)
+
+
+def fit_cloud(points: Array) -> Cloud:
+    """Covariance by Ledoit & Wolf 2004 ("A well-conditioned estimator for large-dimensional covariance matrices",
+    lemmas 3.2 to 3.4), without ever building a (d, d) matrix.
+
+    s = min(b2, d2) / d2 with m = tr S / d, d2 = |S - m I|^2 / d, b2 = sum_k |x_k x_k' - S|^2 / (n^2 d) and Frobenius
+    norms. Raises ValueError where all points are equal.
+    """
+    n, d = points.shape
+    mean = points.mean(0)
+    x = points - mean
+    _, singular, axes = np.linalg.svd(x, full_matrices=False)
+    variances = singular**2 / n
+    m = variances.sum() / d
+    if m == 0:
+        raise ValueError("all points are equal")
+    squared = (variances**2).sum()
+    away = squared / d - m**2
+    noise = (((x**2).sum(1) ** 2).sum() - n * squared) / (n**2 * d)
+    # Where the points are as round as m I already, all of it is shrinkage.
+    shrink = float(min(noise, away) / away) if away > 1e-12 * m**2 else 1.0
+    shrink = max(shrink, 1e-6)
+    return Cloud(mean, axes, (1 - shrink) * variances + shrink * m, float(shrink * m))
