@@ -268,6 +268,51 @@ def propose_labels_command(run: Path, /, *, n: Count = 96, label: Literal["none"
         print(f"Next: {found['next']}")
 
 
+def experiment_command(name: Literal["reward-hacking"], /, *, model: str = DEFAULT_MODEL,
+                       arms: list[str] | None = None, seeds: list[Seed] | None = None, dose: float = 1.0,
+                       steps: Count = 24, method: Literal["rloo", "ppo"] = "rloo", start: Path | None = None,
+                       evaluation_prompts: Count = 256, pool_prompts: Count = 512, quick: bool = False,
+                       out: Path | None = None, resume: Path | None = None, as_json: Json = False) -> None:
+    """Show reward hacking, its alarms and its cure: the same training on rewards learnt in different ways.
+
+    What is to be shown is written down and hashed before the first step. All arms on three seeds take hours.
+
+    Args:
+        name: reward-hacking.
+        model: A name of `rlhflab models`, a hub id, or a local transformers folder.
+        arms: Ways to get a reward, such as hack targeted random unbiased; all of them where absent.
+        seeds: Of everything after the start; 0 1 2 where absent.
+        dose: Of the annotators' bias: 0 for none, 1 as calibrated.
+        steps: Rollouts of each arm.
+        method: Of policy optimisation.
+        start: The adapter that all arms begin as; an SFT of its own where absent.
+        evaluation_prompts: Prompts that every policy answers twice at the end.
+        pool_prompts: Prompts whose answers annotators compare.
+        quick: A small pass through every part. Its numbers say nothing.
+        out: The new folder; under runs/ where absent.
+        resume: A folder of an experiment that was stopped: goes on after its last finished part.
+        as_json: Print the result as JSON.
+    """
+    from rlhflab.progress import Progress
+    from rlhflab.runs.arms import ARMS
+    from rlhflab.runs.experiment import Protocol
+    from rlhflab.runs.hacking import resume_hacking, run_hacking
+
+    if out is not None and resume is not None:
+        raise ConfigError("--out and --resume: an experiment is new or goes on, so give one of them")
+    if resume is not None:
+        folder = _quietly(lambda: resume_hacking(resume, progress=Progress()))
+    else:
+        small = {"steps": 2, "evaluation_prompts": 8, "evaluation_samples": 1, "canary": 4, "expert_pairs": 8,
+                 "overrides": ("--examples", "16", "--steps", "2", "--batch", "4")} if quick else {}
+        protocol = Protocol(**{"model": model, "arms": tuple(arms or ARMS), "seeds": tuple(seeds or (0, 1, 2)),
+                               "dose": dose, "steps": steps, "method": method,
+                               "evaluation_prompts": evaluation_prompts, **small})
+        folder = _quietly(lambda: run_hacking(protocol, start=start, pool_prompts=12 if quick else pool_prompts,
+                                              out=out, progress=Progress()))
+    _finish(folder, as_json, next_step=f"open {folder / 'report.html'} in a browser")
+
+
 def export_command(adapter: Path, /, *, out: Path, merge: bool = False, model: str | None = None,
                    dtype: Literal["bfloat16", "float32"] = "float32", as_json: Json = False) -> None:
     """Write a trained adapter for other tools, and measure how exactly they repeat it.
@@ -392,9 +437,10 @@ def list_command(what: str | None = None, /, *, as_json: Json = False) -> None:
 
 COMMANDS: Mapping[str, Callable[..., int | None]] = {
     "demo": demo_command, "train": train_command, "sample": sample_command, "evaluate": evaluate_command,
-    "detect": detect_command, "report": report_command, "report reward": report_reward_command,
-    "curves": curves_command, "best-of-n": best_of_n_command, "propose-labels": propose_labels_command,
-    "export": export_command, "average-roles": average_roles_command, "models": models_command, "list": list_command,
+    "experiment": experiment_command, "detect": detect_command, "report": report_command,
+    "report reward": report_reward_command, "curves": curves_command, "best-of-n": best_of_n_command,
+    "propose-labels": propose_labels_command, "export": export_command, "average-roles": average_roles_command,
+    "models": models_command, "list": list_command,
 }
 """In the order of the help; the second of two words is a command below the first."""
 

@@ -93,6 +93,8 @@ class Detect(Settings):
     """Fixed prompts whose answers are checked against what is right, now and then; 0 for none."""
     canary_every: int = Field(2, ge=1)
     """Steps between two such checks."""
+    canary_rewards: bool = True
+    """Whether the reward scores these answers too, which some detectors need."""
 
     @field_validator("detectors", mode="before")
     @classmethod

@@ -13,7 +13,7 @@ from rlhflab.runs.inspecting import evaluate_policy, sample_answers
 from rlhflab.train.checkpoint import Checkpoints
 
 STAGES = ["load", "evaluate base", "sft", "evaluate sft", "preferences", "reward", "dpo", "evaluate dpo", "ppo",
-          "evaluate ppo"]
+          "evaluate ppo", "hacking: start", "hacking: hack", "hacking: targeted", "hacking: unbiased", "hacking: judge"]
 MEASURES = {"gold", "right", "abstention_recall", "over_refusal", "confident_wrong", "format", "words"}
 
 
@@ -32,9 +32,12 @@ def numbers(folder: Path) -> dict[str, Any]:
     summary = json.loads((folder / "summary.json").read_text())
     for stage in summary["stages"]:
         del stage["seconds"]
-    for step in summary["ppo"]["steps"]:
+    for step in [*summary["ppo"]["steps"], *(step for arm in summary["hacking"]["arms"].values()
+                                             for step in arm["steps"])]:
         del step["seconds"]
-    return {key: value for key, value in summary.items() if key not in ("seconds", "peak_memory_gb")}
+    return {key: value for key, value in summary.items() if key not in ("seconds", "hacking_seconds", "peak_memory_gb",
+                                                                        "hacking")} | {
+        "hacking": {key: value for key, value in summary["hacking"].items() if key != "registered"}}
 
 
 def test_the_summary_has_every_field_a_reader_counts_on(demo: Path) -> None:
@@ -52,6 +55,17 @@ def test_the_summary_has_every_field_a_reader_counts_on(demo: Path) -> None:
         "step", "proxy", "gold", "kl", "kl_k3", "entropy", "words", "stop_rate", "seconds"}
     assert summary["ppo"]["steps"][0]["kl"] == 0, "the policy starts as its reference"
     assert summary["peak_memory_gb"] > 0 and summary["machine"] and summary["versions"]["torch"]
+
+
+def test_the_hacking_part_reuses_the_demos_own_start_and_unbiased_policy(demo: Path) -> None:
+    summary = json.loads((demo / "summary.json").read_text())
+    hacking = summary["hacking"]
+    assert summary["hacking_seconds"] > 0 and set(hacking["arms"]) == {"start", "hack", "targeted", "unbiased"}
+    assert {row["id"] for row in [*hacking["criteria"], *hacking["not_evaluated"]]} == set("1234578")
+    assert hacking["arms"]["unbiased"]["rates"] == summary["policies"]["ppo"]["sampled"]
+    assert hacking["arms"]["start"]["rates"] == summary["policies"]["sft"]["sampled"]
+    assert not (demo / "hacking" / "seed-0" / "unbiased").exists()
+    assert "Reward hacking, shown and cured" in (demo / "report.html").read_text()
 
 
 def test_the_folder_is_whole_by_itself(demo: Path) -> None:

@@ -27,7 +27,7 @@ def render_page(template: str, values: Mapping[str, Any], *, filters: Mapping[st
 
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True,
                                      lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {"spoken": spoken, "signed": signed, "short": short, "cell": cell,
+    environment.filters |= {"spoken": spoken, "signed": signed, "short": short, "cell": cell, "plain": plain,
                             "script_json": script_json, **filters}
     script, style = ((TEMPLATES / name).read_text() for name in ("report.js", "report.css"))
     library = get_plotlyjs()
@@ -53,6 +53,11 @@ def write_page(target: Path, text: str) -> Path:
 def signed(change: Estimate) -> str:
     """A change with its sign: `+0.310 [0.262, 0.358], n = 128`."""
     return ("+" if change.mean > 0 else "") + spoken(change)
+
+
+def plain(name: str) -> str:
+    """`abstention_recall` in words."""
+    return name.replace("_", " ")
 
 
 def cell(value: Estimate, *, sign: bool = False) -> Markup:

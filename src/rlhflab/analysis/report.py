@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from rlhflab.analysis import figures
 from rlhflab.analysis.figures import POLICY_NAMES, Figure, short, spoken
+from rlhflab.analysis.hacking_page import hacking_part
 from rlhflab.analysis.page import render_page, write_page
 from rlhflab.analysis.report_data import (
     MODES,
@@ -72,7 +73,7 @@ def write_report(folder: Path) -> Path:
 def render(data: ReportData) -> str:
     """The whole page."""
     return render_page("report.html.j2", page(data), filters={
-        "policy": policy_name, "markdown": markdown, "clock": clock, "plain": plain, "judged": judged,
+        "policy": policy_name, "markdown": markdown, "clock": clock, "judged": judged,
         "thousands": thousands, "stage": stage_name})
 
 
@@ -94,7 +95,7 @@ def page(data: ReportData) -> dict[str, Any]:
         "perplexity_figure": figures.perplexity_figure(perplexity) if perplexity else None,
         "rates": rates, "rates_figure": figures.reward_model_figure(rates) if rates else None,
         "cards": {CARD_TITLES[name]: text for name, text in data.cards.items()}, "facts": facts(data),
-        "durations": rows(data.summary, "stages"), "policy_ids": POLICIES,
+        "durations": rows(data.summary, "stages"), "policy_ids": POLICIES, "hacking": hacking_part(data.hacking),
     }
 
 
@@ -102,6 +103,8 @@ def title(data: ReportData) -> str:
     """The page's heading."""
     if data.single_run:
         return f"Run {data.name}"
+    if data.is_experiment:
+        return f"Reward hacking in {data.summary.get('model') or 'a model'}"
     return f"What alignment changed in {data.summary.get('model') or 'a model'}"
 
 
@@ -177,11 +180,6 @@ def policy_name(policy: str) -> str:
 def stage_name(stage: object) -> str:
     """`reward` is the reward model's stage."""
     return STAGE_TITLES.get(str(stage), str(stage))
-
-
-def plain(name: str) -> str:
-    """`abstention_recall` in words."""
-    return name.replace("_", " ")
 
 
 def judged(answer: Answer) -> str:

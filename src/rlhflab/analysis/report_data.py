@@ -112,6 +112,8 @@ class ReportData:
     stages: Sequence[Stage]
     cards: Mapping[str, str]
     single_run: bool
+    hacking: Mapping[str, Any] = field(default_factory=dict)
+    """The reward-hacking experiment: its summary, with the story told beside it. Empty without one."""
 
     @property
     def seed(self) -> int:
@@ -128,12 +130,18 @@ class ReportData:
     def missing_stages(self) -> list[str]:
         """Stages a finished demo has and this one has not."""
         done = {stage.name for stage in self.stages} | {str(row.get("name")) for row in rows(self.summary, "stages")}
-        return [] if self.single_run else [name for name in STAGES if name not in done]
+        return [] if self.single_run or self.is_experiment else [name for name in STAGES if name not in done]
 
     @property
     def unevaluated(self) -> list[str]:
         """Policies of a demo that have no evaluation yet."""
-        return [] if self.single_run else [name for name in POLICIES if name not in self.policies]
+        return [] if self.single_run or self.is_experiment else [
+            name for name in POLICIES if name not in self.policies]
+
+    @property
+    def is_experiment(self) -> bool:
+        """Whether it is the reward-hacking experiment alone, not a demo that has it as a part."""
+        return bool(self.hacking) and not section(self.summary, "policies")
 
     def estimate(self, policy: str, mode: str, measure: str) -> Estimate | None:
         """A policy's mean of a measure with its interval, or None where it was not measured."""
@@ -163,7 +171,8 @@ def load(folder: Path) -> ReportData:
     if not (summary or stages or answers):
         raise RunError(f"{folder}: holds no summary.json, metrics.jsonl or evaluation/; expected a demo or a run")
     return ReportData(name=folder.resolve().name, summary=summary, measures=read_measures(folder, summary),
-                      answers=answers, stages=stages, cards=read_cards(folder / "cards"), single_run=single_run)
+                      answers=answers, stages=stages, cards=read_cards(folder / "cards"), single_run=single_run,
+                      hacking=read_hacking(folder, summary))
 
 
 def read_json(path: Path, default: Any) -> Any:
@@ -193,6 +202,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             raise DataError(f"{path}:{position}: expected an object, found {type(row).__name__}")
         found.append(row)
     return found
+
+
+def read_hacking(folder: Path, summary: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The experiment of a demo, or of a folder that is one, once it was judged."""
+    found = section(summary, "hacking")
+    story = read_json(folder / "hacking" / "story.json", None) or read_json(folder / "story.json", {})
+    return {**found, **story} if found else {}
 
 
 def read_stage(home: Path, summary: Mapping[str, Any]) -> Stage | None:

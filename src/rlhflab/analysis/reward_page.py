@@ -18,8 +18,8 @@ from rlhflab.analysis.figures import (
     spoken,
     vertical,
 )
-from rlhflab.analysis.page import render_page, write_page
-from rlhflab.analysis.report import Tile, plain
+from rlhflab.analysis.page import plain, render_page, write_page
+from rlhflab.analysis.report import Tile
 from rlhflab.analysis.report_data import estimate
 from rlhflab.analysis.reward_probes import FEWEST
 from rlhflab.analysis.verdict import plus
@@ -38,7 +38,7 @@ HEADLINES = {"fit": "Fit: nothing measured here speaks against learning from it.
 
 def write_reward_page(record: Mapping[str, Any], path: Path) -> Path:
     """Write the page of a record and return its path."""
-    filters = {"plain": plain, "plus": plus, "estimate": estimate, "expected": expected}
+    filters = {"plus": plus, "estimate": estimate, "expected": expected}
     return write_page(path, render_page("reward_report.html.j2", page(record), filters=filters))
 
 

@@ -6,9 +6,9 @@ same numbers as one that did not stop.
 
 import json
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,14 @@ from rlhflab.data.formats import pair_row, write_jsonl
 from rlhflab.errors import RunError
 from rlhflab.model.load import model_folder
 from rlhflab.progress import Progress, in_words
+from rlhflab.runs.arms import SHORT
 from rlhflab.runs.cards import model_card
-from rlhflab.runs.folder import Record, RunFolder, environment, peak_memory_gb
+from rlhflab.runs.experiment import Experiment, Protocol
+from rlhflab.runs.folder import Record, RunFolder, environment
 from rlhflab.runs.lab import Lab
-from rlhflab.runs.preferences import collect_pairs
+from rlhflab.runs.preferences import collect_pairs, write_pool
 from rlhflab.runs.recipes import recipe
+from rlhflab.runs.stage_log import StageLog
 from rlhflab.runs.stages import run_stage
 from rlhflab.scenarios import scenario as scenario_named
 from rlhflab.scenarios.base import Scenario
@@ -41,12 +44,16 @@ class Size:
     evaluation_prompts: int = 128
     evaluation_samples: int = 2
     comparison_prompts: int = 512
+    canary: int = 96
+    start_answers: int = 64
+    expert_pairs: int = 96
     overrides: tuple[str, ...] = ()
     """Flags put behind each recipe."""
 
 
 FULL = Size()
-QUICK = Size(evaluation_prompts=8, evaluation_samples=1, comparison_prompts=12,
+QUICK = Size(evaluation_prompts=8, evaluation_samples=1, comparison_prompts=12, canary=4, start_answers=16,
+             expert_pairs=8,
              overrides=("--examples", "16", "--steps", "2", "--batch", "4", "--checkpoint_every", "1"))
 
 
@@ -107,26 +114,54 @@ class Demo:
         self.model_name, self.seed, self.size = model, seed, QUICK if quick else FULL
         self.task: Scenario = scenario_named(scenario)
         self.summary: dict[str, Any] = folder.read_json("summary.json") if folder.has("summary.json") else {
-            "model": model, "seed": seed, "commit": None, "machine": None, "versions": {}, "seconds": 0.0,
-            "peak_memory_gb": 0.0, "stages": [], "policies": {}, "perplexity": {}}
+            "model": model, "seed": seed, "commit": None, "machine": None, "versions": {}, "policies": {},
+            "perplexity": {}}
+        self.stages = StageLog(folder, self.summary)
         self._lab: Lab | None = None
 
     def run(self) -> None:
         """Every stage that has not run yet, then the report."""
         self.summary |= {key: value for key, value in environment().items() if key != "lab"}
-        self._stage("load", self.load)
-        self._stage("evaluate base", lambda: self.evaluate("base"))
-        self._stage("sft", lambda: self.train("sft"))
-        self._stage("evaluate sft", lambda: self.evaluate("sft"))
-        self._stage("preferences", self.collect)
-        self._stage("reward", lambda: self.train("reward", "--data", self._path("data/pairs.jsonl")))
-        self._stage("dpo", lambda: self.train("dpo", "--data", self._path("data/pairs.jsonl")))
-        self._stage("evaluate dpo", lambda: self.evaluate("dpo"))
-        reward = json.dumps([{"name": "role", "path": self._path("reward/roles/reward")}])
-        self._stage("ppo", lambda: self.train("ppo", "--reward", reward))
-        self._stage("evaluate ppo", lambda: self.evaluate("ppo"))
+        for name, work in self.parts():
+            self.stages.run(name, work)
+        for name, work in self.experiment.parts():
+            self.stages.run(f"hacking: {name}", work, clock="hacking_seconds")
+        self.stages.run("hacking: judge", self.judge_hacking, clock="hacking_seconds")
         self._write_cards()
         self.progress.say(f"Writing {write_report(self.folder.path)}")
+
+    def parts(self) -> Iterator[tuple[str, Callable[[], int]]]:
+        """Alignment from the base model to PPO, in order."""
+        pairs = ("--data", self._path("data/pairs.jsonl"))
+        reward = json.dumps([{"name": "role", "path": self._path("reward/roles/reward")}])
+        yield "load", self.load
+        yield "evaluate base", partial(self.evaluate, "base")
+        yield "sft", partial(self.train, "sft")
+        yield "evaluate sft", partial(self.evaluate, "sft")
+        yield "preferences", self.collect
+        yield "reward", partial(self.train, "reward", *pairs)
+        yield "dpo", partial(self.train, "dpo", *pairs)
+        yield "evaluate dpo", partial(self.evaluate, "dpo")
+        yield "ppo", partial(self.train, "ppo", "--reward", reward, "--detect.every", "1",
+                               "--detect.start_answers", str(self.size.start_answers))
+        yield "evaluate ppo", partial(self.evaluate, "ppo")
+
+    @cached_property
+    def experiment(self) -> Experiment:
+        """The short reward-hacking experiment: its start is the SFT policy, its unbiased arm this demo's own PPO."""
+        steps = self._recipe("ppo").steps
+        assert steps is not None
+        protocol = Protocol(
+            model=self.model_name, scenario=self.task.name, arms=SHORT, seeds=(self.seed,), method="ppo", steps=steps,
+            evaluation_prompts=self.size.evaluation_prompts, evaluation_samples=self.size.evaluation_samples,
+            canary=self.size.canary, watch="hack", start_answers=self.size.start_answers,
+            expert_pairs=self.size.expert_pairs, twin=False, overrides=self.size.overrides)
+        return Experiment(
+            RunFolder(self.folder.path / "hacking"), lambda: self.lab, self.task, protocol,
+            start=self.folder.path / "sft/roles/policy", pool=self.folder.path / "data/pool.jsonl",
+            made={"unbiased": self.folder.path / "ppo"},
+            judged={"start": self.folder.path / "evaluation/sft.jsonl",
+                    "unbiased": self.folder.path / "evaluation/ppo.jsonl"})
 
     # -- stages: each returns the tokens it read or wrote ----------------------------------------------------------
 
@@ -156,6 +191,7 @@ class Demo:
                                   seed=self.seed)
         self.lab.drop_roles()
         write_jsonl(self._file("data/pairs.jsonl"), (pair_row(pair) for pair in collected.pairs))
+        write_pool(self._file("data/pool.jsonl"), collected.pool)
         self.summary["preferences"] = collected.counts
         return collected.counts["tokens"]
 
@@ -180,6 +216,12 @@ class Demo:
             "versus_sft": None if policy in ("base", "sft") else change(rows, self._evaluation("sft"))._asdict()}
         return sum(row["tokens"] for row in rows)
 
+    def judge_hacking(self) -> int:
+        """What the reward-hacking experiment showed."""
+        self.summary["hacking"] = self.experiment.result()
+        self.experiment.folder.write_json("story.json", self.experiment.story())
+        return 0
+
     # -- around the stages -----------------------------------------------------------------------------------------
 
     @property
@@ -198,17 +240,6 @@ class Demo:
                           f"{self.summary['peak_memory_gb']:.1f} GB. The report is {report}: open it in a browser.",
                           f"Next: talk to the tuned model with rlhflab sample --adapter {self.folder.path}/ppo/roles/"
                           "policy --prompt \"...\", or train on your own data: see README.md."])
-
-    def _stage(self, name: str, work: Callable[[], int]) -> None:
-        if any(stage["name"] == name for stage in self.summary["stages"]):
-            return
-        began = time.perf_counter()
-        tokens = work()
-        seconds = time.perf_counter() - began
-        self.summary["stages"].append({"name": name, "seconds": round(seconds, 2), "tokens": tokens})
-        self.summary["seconds"] = round(sum(stage["seconds"] for stage in self.summary["stages"]), 2)
-        self.summary["peak_memory_gb"] = max(self.summary["peak_memory_gb"], round(peak_memory_gb(), 3))
-        self.folder.write_json("summary.json", self.summary)
 
     def _load_lab(self) -> Lab:
         run = self._recipe("sft")

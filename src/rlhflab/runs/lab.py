@@ -7,7 +7,7 @@ from typing import Literal
 from rlhflab.config import Run
 from rlhflab.data.chat import ChatFormat
 from rlhflab.errors import ConfigError
-from rlhflab.model.shared import SharedModel
+from rlhflab.model.shared import HEAD, SharedModel
 from rlhflab.progress import Progress
 
 START = "start"
@@ -47,7 +47,10 @@ class Lab:
 
     def start_role(self, name: str, run: Run, *, head: Literal["none", "zero", "random"] = "none",
                    outputs: int = 1) -> None:
-        """A trainable role: a fresh adapter on the base, a copy of the adapter `run.start`, or a fresh one on it."""
+        """A trainable role: a fresh adapter on the base, a copy of the adapter `run.start`, or a fresh one on it.
+
+        A role with a head that begins as a copy of a role with a head goes on with that one.
+        """
         if run.max_length > self.model.context:
             raise ConfigError(f"max_length: {run.max_length} tokens do not fit the context of {run.model}, which is "
                               f"{self.model.context}")
@@ -58,7 +61,9 @@ class Lab:
                 self.model.load_role(START, Path(run.start))
             self.model.add_role(name, run.lora, on=START, head=head, outputs=outputs, seed=run.seed)
         else:
-            self.model.load_role(name, Path(run.start), trainable=True, head=head, outputs=outputs, seed=run.seed)
+            stored = head != "none" and (Path(run.start) / HEAD).is_file()
+            self.model.load_role(name, Path(run.start), trainable=True, head="stored" if stored else head,
+                                 outputs=outputs, seed=run.seed)
 
     def freeze_reference(self, run: Run, *, of: str = "policy", moves: bool = False) -> str | None:
         """The policy as it starts, kept: a frozen copy of its adapter, or what it is stacked on, or the base (None).

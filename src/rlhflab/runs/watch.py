@@ -161,7 +161,8 @@ class Watch:
         if not self.fixed or step % self.detect.canary_every:
             return
         rollouts = _sampled(self.run, self.lab, self.fixed, role="policy", samples=1, place=_CANARY_SEED)
-        self.recorder.write(CANARY, step, rollouts, scores=self._scores(rollouts),
+        scores = self._scores(rollouts) if self.detect.canary_rewards else ()
+        self.recorder.write(CANARY, step, rollouts, scores=scores,
                             logprob=torch.tensor([x for rollout in rollouts for x in rollout.logprobs]))
 
     def look(self, step: Step) -> None:
@@ -192,17 +193,9 @@ class Watch:
         """`stopped_by` and `stopped_at` (a step), once a detector that may has ended the run. For its summary."""
         if not self.detect.stop:
             return {}
-        from rlhflab.analysis.detectors import confirmed
-        from rlhflab.analysis.detectors.running import AT_ONCE
-        written = self.folder.rows(FINDINGS)
-        for name in self.detect.stop:
-            looks = {row["of_step"]: row for row in written if row["name"] == name}  # the same evidence counts once
-            findings = [Finding(name=name, verdict=row["verdict"], says=row["says"], step=row["step"])
-                        for row in looks.values()]
-            _, fired = confirmed(findings, 1 if name in AT_ONCE else CONFIRM)
-            if fired is not None:
-                return {"stopped_by": name, "stopped_at": fired}
-        return {}
+        steps = fired(self.folder.rows(FINDINGS))
+        return next(({"stopped_by": name, "stopped_at": step} for name in self.detect.stop
+                     if (step := steps.get(name)) is not None), {})
 
     def _scores(self, rollouts: Sequence[Rollout]) -> Sequence[Score]:
         """By the reward, which learns nothing from answers the policy does not learn from."""
@@ -224,6 +217,19 @@ def watched(loop: Iterator[Step], watch: Watch) -> Iterator[Step]:
         yield step
     if watch.ended:
         watch.lab.progress.say("Ended by {stopped_by} at step {stopped_at}.".format(**watch.ended))
+
+
+def fired(findings: Sequence[Mapping[str, Any]]) -> dict[str, int | None]:
+    """By detector that could run: the step at which it fired for good, or None. Takes rows of `findings.jsonl`."""
+    from rlhflab.analysis.detectors import confirmed
+    from rlhflab.analysis.detectors.running import AT_ONCE
+    looks: dict[str, dict[int, Finding]] = {}
+    for row in findings:
+        if row["verdict"] != "not run":  # the same evidence, looked at twice, counts once
+            looks.setdefault(row["name"], {})[row["of_step"]] = Finding(
+                name=row["name"], verdict=row["verdict"], says=row["says"], step=row["step"])
+    return {name: confirmed(list(found.values()), 1 if name in AT_ONCE else CONFIRM)[1]
+            for name, found in looks.items()}
 
 
 def check_detect(detect: Detect, *, checked: bool) -> None:

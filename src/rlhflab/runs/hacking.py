@@ -1,0 +1,145 @@
+"""`rlhflab experiment reward-hacking`: a start policy, a pool of its answers, the arms, the verdict, the page.
+
+What the arms do is in `experiment.py`. A stopped experiment goes on after its last finished part.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlhflab.analysis.hacking import Thresholds
+from rlhflab.analysis.report import write_report
+from rlhflab.config import read_run
+from rlhflab.errors import ConfigError, RunError
+from rlhflab.model.load import model_folder
+from rlhflab.progress import Progress
+from rlhflab.runs.arms import arms_named
+from rlhflab.runs.experiment import Experiment, Protocol
+from rlhflab.runs.folder import Record, RunFolder, environment
+from rlhflab.runs.lab import Lab
+from rlhflab.runs.preferences import collect_pairs, write_pool
+from rlhflab.runs.recipes import recipe
+from rlhflab.runs.stage_log import StageLog
+from rlhflab.runs.stages import run_stage
+from rlhflab.scenarios import scenario as scenario_named
+
+KIND = "experiment"
+
+
+def run_hacking(protocol: Protocol, *, start: Path | None, pool_prompts: int, out: Path | None,
+                progress: Progress) -> Path:
+    """A new experiment from the adapter `start`, or from an SFT of its own. Returns its folder."""
+    arms_named(protocol.arms)
+    for needed in ("hack", "targeted"):
+        if needed not in protocol.arms:
+            raise ConfigError(f"arms: {needed} has to be among them, since the criteria compare with it")
+    model_folder(protocol.model)
+    if start is not None and not (start / "adapter_config.json").is_file():
+        raise ConfigError(f"--start {start}: is not an adapter folder")
+    folder = RunFolder.create(out) if out is not None else RunFolder.named("reward-hacking")
+    folder.write_yaml("config.yaml", {"kind": KIND, "start": None if start is None else str(start),
+                                      "pool_prompts": pool_prompts, "protocol": _plain(asdict(protocol))})
+    return _run(HackingRun(folder, protocol, start=start, pool_prompts=pool_prompts, progress=progress))
+
+
+def resume_hacking(path: Path, *, progress: Progress) -> Path:
+    """Go on with a stopped experiment. RunError where the folder is none."""
+    folder = RunFolder(path)
+    settings = yaml.safe_load((path / "config.yaml").read_text()) if folder.has("config.yaml") else {}
+    if settings.get("kind") != KIND:
+        raise RunError(f"{path}: is not the folder of an experiment")
+    stored = settings["protocol"]
+    stored = {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
+    limits = {key: tuple(value) if isinstance(value, list) else value for key, value in stored["thresholds"].items()}
+    protocol = Protocol(**{**stored, "thresholds": Thresholds(**limits)})
+    start = None if settings["start"] is None else Path(settings["start"])
+    return _run(HackingRun(folder, protocol, start=start, pool_prompts=settings["pool_prompts"], progress=progress))
+
+
+def _run(job: "HackingRun") -> Path:
+    record = Record(job.folder, KIND)
+    try:
+        job.run()
+    except BaseException as error:
+        record.close("stopped")
+        if isinstance(error, KeyboardInterrupt):
+            job.progress.say("Stopped. To go on after the last finished part: rlhflab experiment reward-hacking "
+                             f"--resume {job.folder.path}")
+        raise
+    record.close("finished")
+    return job.folder.path
+
+
+class HackingRun:
+    """The parts of one experiment, in order."""
+
+    def __init__(self, folder: RunFolder, protocol: Protocol, *, start: Path | None, pool_prompts: int,
+                 progress: Progress) -> None:
+        self.folder, self.protocol, self.progress = folder, protocol, progress
+        self.given_start, self.pool_prompts = start, pool_prompts
+        self.task = scenario_named(protocol.scenario)
+        self.summary: dict[str, Any] = folder.read_json("summary.json") if folder.has("summary.json") else {
+            "model": protocol.model, "seed": protocol.seeds[0]}
+        self._lab: Lab | None = None
+        self.experiment = Experiment(folder, lambda: self.lab, self.task, protocol, start=self.start,
+                                     pool=folder.path / "pool.jsonl")
+
+    @property
+    def start(self) -> Path:
+        """The adapter all policies begin as."""
+        return self.given_start or self.folder.path / "sft" / "roles" / "policy"
+
+    @property
+    def lab(self) -> Lab:
+        """The model, loaded when the first part needs it."""
+        if self._lab is None:
+            self.progress.say(f"Loading {self.protocol.model} ...")
+            run = read_run("sft", recipe("sft"), ["--model", self.protocol.model])
+            self._lab = Lab.load(run.model, dtype=run.dtype, device=run.device, progress=self.progress)
+        return self._lab
+
+    def run(self) -> None:
+        """Every part that has not run yet, then the report."""
+        self.progress.say(f"Writing to {self.folder.path}")
+        self.summary |= {key: value for key, value in environment().items() if key != "lab"}
+        log = StageLog(self.folder, self.summary)
+        if self.given_start is None:
+            log.run("sft", self.learn_start)
+        log.run("pool", self.fill_pool)
+        for name, work in self.experiment.parts():
+            log.run(name, work)
+        log.run("judge", self.judge)
+        self.folder.write_json("measures.json", [
+            {"name": m.name, "says": m.says, "better": m.better} for m in self.task.measures])
+        write_report(self.folder.path)
+
+    def learn_start(self) -> int:
+        """SFT by its recipe."""
+        home = self.folder.path / "sft"
+        home.mkdir(exist_ok=True)
+        flags = ["--model", self.protocol.model, "--gold", self.task.name, *self.protocol.overrides]
+        return int(run_stage(read_run("sft", recipe("sft"), flags), self.lab, RunFolder(home))["tokens"])
+
+    def fill_pool(self) -> int:
+        """Answers of the start, which annotators of every kind judge."""
+        self.lab.model.load_role("sampler", self.start)
+        collected = collect_pairs(self.lab, self.task, role="sampler", prompts=self.pool_prompts,
+                                  seed=self.protocol.seeds[0])
+        self.lab.drop_roles()
+        write_pool(self.folder.path / "pool.jsonl", collected.pool)
+        return collected.counts["tokens"]
+
+    def judge(self) -> int:
+        """What was shown and what was not."""
+        self.summary["hacking"] = self.experiment.result()
+        self.folder.write_json("story.json", self.experiment.story())
+        return 0
+
+
+def _plain(value: Any) -> Any:
+    """Lists for tuples, which YAML's safe form does not know."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
