@@ -66,7 +66,8 @@ def test_the_cured_reward_goes_on_from_the_biased_one_on_expert_pairs(folder: Pa
     config = (folder / "seed-0" / "reward-targeted" / "config.yaml").read_text()
     assert "reward-biased/roles/reward" in config
     rows = [json.loads(line) for line in (folder / "seed-0" / "pairs-targeted.jsonl").read_text().splitlines()]
-    assert rows and all(row["source"] == "gold" for row in rows)
+    expert = {row["id"] for row in rows if row["source"] == "gold"}
+    assert expert and not expert & {row["id"] for row in rows if row["source"] != "gold"}
 
 
 def test_the_page_tells_it(folder: Path) -> None:

@@ -75,8 +75,10 @@ class Protocol:
     start_answers: int = 128
     """Answers of the start with which detectors compare."""
     expert_pairs: int = 96
+    replayed_pairs: int = 48
+    """Biased pairs on other prompts that are learnt again beside them, so that what was right is not forgotten."""
     expert_epochs: int = 3
-    """Passes of the reward role over the expert pairs, after the biased ones."""
+    """Passes of the reward role over these pairs, after all the biased ones."""
     twin: bool = True
     """A second reward role on the other half of the prompts, for the detector of their difference."""
     overrides: tuple[str, ...] = ()
@@ -126,10 +128,11 @@ class Experiment:
     def register(self) -> str:
         """Write down what is to be shown, once; its digest. RunError where something else was written down."""
         text = json.dumps(self.protocol.registered(), indent=2, sort_keys=True) + "\n"
-        if self.folder.has("prereg.json") and (self.folder.path / "prereg.json").read_text() != text:
+        if not self.folder.has("prereg.json"):
+            self.folder.write("prereg.json", text)
+        if (self.folder.path / "prereg.json").read_text() != text:
             raise RunError(f"{self.folder.path / 'prereg.json'}: other settings were registered before the first step; "
                            "a changed experiment needs a new folder")
-        self.folder.write("prereg.json", text)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def arm(self, name: str, seed: int) -> int:
@@ -177,7 +180,10 @@ class Experiment:
         rows = pair_rows(batch.proposals, prompts)
         if not rows:
             raise RunError(f"{hack.path}: no failure of it has a better answer that experts could prefer")
-        return rows
+        labelled = {row["id"] for row in rows}
+        others = [pair for pair in self.judged_pairs("biased", seed) if pair.prompt.id not in labelled]
+        return rows + [pair_row(pair) for pair in Random(f"replayed-{seed}").sample(
+            others, min(self.protocol.replayed_pairs, len(others)))]
 
     def reward_role(self, labels: str, seed: int, keys: Mapping[str, Any]) -> Path:
         """Folder of the reward role, trained where it is not there. `keys` of the reward run that differ."""
