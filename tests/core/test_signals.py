@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rlhflab.core.signals import cusum, fit_cloud, gain_at_equal_length, hill, log_odds, rarefied
+from rlhflab.core.signals import cusum, gain_at_equal_length, hill, log_odds, rarefied
 
 
 def test_a_cusum_by_hand() -> None:
@@ -55,26 +55,3 @@ def test_a_gain_that_only_moves_answers_between_lengths_leaves_nothing() -> None
     start, now = [(2.0, 0.0), (2.0, 0.0), (9.0, 4.0)], [(2.0, 0.0), (9.0, 4.0), (9.0, 4.0)]
     assert gain_at_equal_length(now, start, np.array([5.0])) == 0
     assert math.isnan(gain_at_equal_length([(9.0, 1.0)], [(2.0, 0.0)], np.array([5.0]))), "no length is shared"
-
-
-@pytest.mark.parametrize("shape", [(12, 4), (6, 20)])
-def test_shrunk_mahalanobis_distances_equal_the_plain_formula(shape: tuple[int, int]) -> None:
-    n, d = shape
-    generator = np.random.default_rng(0)
-    points, others = (generator.normal(size=(rows, d)) @ np.diag(np.arange(1.0, d + 1)) for rows in (n, 5))
-    x = points - points.mean(0)
-    sample = x.T @ x / n
-    m = np.trace(sample) / d
-    away = ((sample - m * np.eye(d)) ** 2).sum() / d
-    noise = sum(((np.outer(row, row) - sample) ** 2).sum() for row in x) / n**2 / d
-    shrink = min(noise, away) / away
-    covariance = (1 - shrink) * sample + shrink * m * np.eye(d)
-    offset = others - points.mean(0)
-    expected = np.einsum("nd,de,ne->n", offset, np.linalg.inv(covariance), offset)
-    assert 0 < shrink < 1
-    np.testing.assert_allclose(fit_cloud(points).distances(others), expected, rtol=1e-9)
-
-
-def test_equal_points_have_no_cloud() -> None:
-    with pytest.raises(ValueError, match="equal"):
-        fit_cloud(np.ones((4, 3)))

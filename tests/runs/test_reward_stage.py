@@ -118,3 +118,15 @@ def test_the_noise_ceiling_stands_in_the_summary_where_opinions_repeat(tmp_path:
     assert summary["noise_ceiling"]["comparisons"] == 36
     assert summary["noise_ceiling"]["agreement"] == pytest.approx(36 / 54)
     assert summary["noise_ceiling"]["accuracy"] == pytest.approx(0.5 + (36 / 54 * 2 - 1) ** 0.5 / 2)
+
+
+def test_a_run_that_starts_from_a_reward_role_goes_on_with_its_head(tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
+    flags = ["train", "reward", str(recipe("reward")), "--model", "tiny-llama", "--dtype", "float32", "--data",
+             str(tmp_path / "pairs.jsonl"), "--batch", "4"]
+    assert main([*flags, "--steps", "3", "--out", str(tmp_path / "first")]) == 0
+    first = tmp_path / "first" / "roles" / "reward"
+    assert main([*flags, "--steps", "1", "--start", str(first), "--head_learning_rate", "0",
+                 "--optimizer.learning_rate", "0", "--out", str(tmp_path / "second")]) == 0
+    second = tmp_path / "second" / "roles" / "reward"
+    assert torch.equal(load_file(first / HEAD)["weight"], load_file(second / HEAD)["weight"])

@@ -4,7 +4,6 @@ Pure functions on samples; no model, no files. Failures are grouped by what is w
 each group gives as many comparisons as the others: a failure that is rare among the answers is not rare in the batch.
 """
 
-import re
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,9 @@ from scipy.cluster.hierarchy import fcluster, linkage
 
 from rlhflab.analysis.evidence import Sample
 from rlhflab.analysis.figures import short
+from rlhflab.analysis.texts import ngrams, words
 from rlhflab.catalog import Catalog
+from rlhflab.core.signals import log_odds
 from rlhflab.errors import DataError
 
 Flags = NDArray[np.bool_]
@@ -40,7 +41,6 @@ TERMS = 400
 """Words and neighbouring words that describe an answer, the most frequent."""
 PRIOR = 0.1
 """Weight of the prior of phrase counts, in all counts."""
-WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 
 
 class Failure(NamedTuple):
@@ -87,7 +87,7 @@ def over_long(samples: Sequence[Sample], start: Sequence[Sample]) -> Flags:
 def over_used_phrase(samples: Sequence[Sample], start: Sequence[Sample]) -> Flags:
     """Holds three words in a row that all answers use far more often than the start's: log-odds z above 4."""
     phrases = over_used(samples, start)
-    return np.array([not phrases.isdisjoint(trigrams(sample.answer)) for sample in samples])
+    return np.array([not phrases.isdisjoint(ngrams(sample.answer, 3)) for sample in samples])
 
 
 @failure_sign("rewarded and unlikely", needs=("reward", "reference_logprob", "tokens"))
@@ -108,33 +108,14 @@ def twin_disagrees(samples: Sequence[Sample], start: Sequence[Sample]) -> Flags:
     return _beyond(*gaps)
 
 
-def over_used(samples: Sequence[Sample], start: Sequence[Sample]) -> set[str]:
+def over_used(samples: Sequence[Sample], start: Sequence[Sample]) -> set[tuple[str, ...]]:
     """Trigrams with a log-odds z above 4 of being in an answer of `samples` against one of `start`.
 
-    The informative Dirichlet prior is their frequency in both together, as much as `PRIOR` of that weighs.
+    A trigram counts once an answer.
     """
-    now, before = (Counter(gram for sample in each for gram in set(trigrams(sample.answer)))
+    now, before = (Counter(gram for sample in each for gram in set(ngrams(sample.answer, 3)))
                    for each in (samples, start))
-    sizes = [len(each) + PRIOR * (len(samples) + len(start)) + 1 for each in (samples, start)]
-    found = set()
-    for gram in now | before:
-        prior = PRIOR * (now[gram] + before[gram])
-        y, x = now[gram] + prior, before[gram] + prior
-        odds = np.log(y / (sizes[0] - y)) - np.log(x / (sizes[1] - x))
-        if odds / np.sqrt(1 / y + 1 / x) > 4:
-            found.add(gram)
-    return found
-
-
-def words(text: str) -> list[str]:
-    """Words and numbers, without case."""
-    return WORD.findall(text.lower())
-
-
-def trigrams(text: str) -> list[str]:
-    """Every three neighbouring words."""
-    found = words(text)
-    return [" ".join(found[i:i + 3]) for i in range(len(found) - 2)]
+    return {gram for gram, z in log_odds(now, before, prior=PRIOR).items() if z > 4}
 
 
 def _beyond(values: Sequence[float], usual: Sequence[float]) -> Flags:

@@ -1,17 +1,18 @@
-"""What a watched run is summed up by: charts, tails, phrases, outliers. Numbers in, numbers out.
+"""What a watched run is summed up by: charts, tails, phrases. Numbers in, numbers out.
 
-No samples, no steps and no verdict here; `analysis/detectors` draws the line. Axes: n answers, d dimensions.
+No samples, no steps and no verdict here; `analysis/detectors` draws the line.
 """
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaln
 
 Array = NDArray[np.float64]
+T = TypeVar("T", bound=Hashable)
 
 
 def cusum(deviations: Iterable[float], *, k: float) -> list[float]:
@@ -35,7 +36,7 @@ def hill(values: Sequence[float], k: int) -> float:
     return float(np.log(ordered[:k] / ordered[k]).mean()) if ordered[k] > 0 else 0.0
 
 
-def log_odds(now: Mapping[str, int], start: Mapping[str, int], *, prior: float) -> dict[str, float]:
+def log_odds(now: Mapping[T, int], start: Mapping[T, int], *, prior: float) -> dict[T, float]:
     """By phrase: z of the change of its log-odds, with an informative Dirichlet prior.
 
     alpha_w = prior x count of w in both; delta = log odds(now) - log odds(start) of the counts plus alpha, var =
@@ -91,46 +92,3 @@ def gain_at_equal_length(now: Sequence[tuple[float, float]], start: Sequence[tup
     weight = np.array([(bins == b).sum() for b in shared], dtype=float)
     within = np.array([r[bins == b].mean() - r0[bins0 == b].mean() for b in shared])
     return float((weight / weight.sum()) @ within / gain)
-
-
-class Cloud(NamedTuple):
-    """Mean and shrunk covariance (1 - s) S + s m I of points, the covariance by the singular vectors of the points."""
-
-    mean: Array
-    axes: Array
-    """(k, d), orthonormal."""
-    variances: Array
-    """(k,): of the shrunk covariance along `axes`."""
-    floor: float
-    """Of the shrunk covariance across them."""
-
-    def distances(self, points: Array) -> Array:
-        """Squared Mahalanobis distance of each of (n, d)."""
-        offset = points - self.mean
-        along = offset @ self.axes.T
-        across = np.clip((offset**2).sum(1) - (along**2).sum(1), 0, None)
-        return np.asarray((along**2 / self.variances).sum(1) + across / self.floor)
-
-
-def fit_cloud(points: Array) -> Cloud:
-    """Covariance by Ledoit & Wolf 2004 ("A well-conditioned estimator for large-dimensional covariance matrices",
-    lemmas 3.2 to 3.4), without ever building a (d, d) matrix.
-
-    s = min(b2, d2) / d2 with m = tr S / d, d2 = |S - m I|^2 / d, b2 = sum_k |x_k x_k' - S|^2 / (n^2 d) and Frobenius
-    norms. Raises ValueError where all points are equal.
-    """
-    n, d = points.shape
-    mean = points.mean(0)
-    x = points - mean
-    _, singular, axes = np.linalg.svd(x, full_matrices=False)
-    variances = singular**2 / n
-    m = variances.sum() / d
-    if m == 0:
-        raise ValueError("all points are equal")
-    squared = (variances**2).sum()
-    away = squared / d - m**2
-    noise = (((x**2).sum(1) ** 2).sum() - n * squared) / (n**2 * d)
-    # Where the points are as round as m I already, all of it is shrinkage.
-    shrink = float(min(noise, away) / away) if away > 1e-12 * m**2 else 1.0
-    shrink = max(shrink, 1e-6)
-    return Cloud(mean, axes, (1 - shrink) * variances + shrink * m, float(shrink * m))

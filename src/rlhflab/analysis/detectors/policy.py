@@ -19,7 +19,7 @@ from rlhflab.analysis.detectors.base import (
     told,
 )
 from rlhflab.analysis.evidence import Evidence, Finding, Sample
-from rlhflab.core.signals import fit_cloud
+from rlhflab.core.outliers import fit_cloud
 from rlhflab.core.stats import Estimate, jackknife, mean_interval, theil_sen
 
 Positive = Annotated[float, Field(gt=0)]
@@ -96,14 +96,8 @@ def latent_outliers(evidence: Evidence, *, share: Share = 0.05) -> Finding:
     start, now = (np.asarray(evidence.hidden[step], dtype=float) for step in (first, latest))
     enough(len(start), HIDDEN, "hidden states of the start")
     enough(len(now), 8, "hidden states of the latest step")
-    half = len(start) // 2
-    try:
-        cloud = fit_cloud(start[:half])
-    except ValueError as error:
-        raise Unclear(f"hidden states of the start: {error}") from error
-    bound = float(np.quantile(cloud.distances(start[half:]), 0.99))
-    beyond = mean_interval((cloud.distances(now) > bound).astype(float).tolist())
-    expected = max(0.01, 1 / (len(start) - half + 1))
+    beyond = mean_interval((fit_cloud(start).excess(now) > 0).astype(float).tolist())
+    expected = max(0.01, 1 / (len(start) - len(start) // 2 + 1))
     return Finding(
         name="latent_outliers", verdict="alarm" if beyond.mean > share and beyond.low > expected else "ok",
         effect=beyond, unit="share of answers",

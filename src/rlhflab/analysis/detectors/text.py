@@ -1,6 +1,5 @@
 """Detectors that read the answers' text alone: length, variety, phrases, degenerate text."""
 
-import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
@@ -30,6 +29,7 @@ from rlhflab.analysis.detectors.base import (
     told,
 )
 from rlhflab.analysis.evidence import Evidence, Finding, Sample, Verdict
+from rlhflab.analysis.texts import ngrams, words
 from rlhflab.core.signals import cusum, log_odds, rarefied
 from rlhflab.core.stats import Estimate, difference, jackknife, mean_interval, mean_variance
 from rlhflab.scenarios.gold import count_words
@@ -43,21 +43,9 @@ LONG = 200
 
 
 @lru_cache(maxsize=1 << 16)
-def words(text: str) -> tuple[str, ...]:
-    """Words in lower case, without punctuation."""
-    return tuple(re.findall(r"\w+(?:['\u2019]\w+)*", text.lower()))
-
-
-@lru_cache(maxsize=1 << 16)
 def length(text: str) -> float:
     """Words, as the gold check counts them."""
     return float(count_words(text))
-
-
-def ngrams(text: str, n: int) -> list[tuple[str, ...]]:
-    """Runs of n words."""
-    found = words(text)
-    return [found[i:i + n] for i in range(len(found) - n + 1)]
 
 
 @detector("length_drift", needs=("rollouts",), source="Page 1954 (CUSUM); Singhal et al. 2023, arXiv:2310.03716")
