@@ -145,7 +145,7 @@ def component_floors(evidence: Evidence, *, margin: Margin = 0.1,
              if all(having(side, measure_of(name)) for side in (start, now))]
     enough(len(found), 1, "measures of 0 or 1 known both at the start and now")
     adjusted = holm([each.p for each in found])
-    verdicts = {each.measure: judged(each, margin) for each, p in zip(found, adjusted, strict=True)}
+    verdicts = {each.measure: judged(each._replace(p=p), margin) for each, p in zip(found, adjusted, strict=True)}
     order: Sequence[Verdict] = ("alarm", "unclear", "ok")
     verdict = min((each[0] for each in verdicts.values()), key=order.index)
     such = [each for each in found if verdicts[each.measure][0] == verdict]
