@@ -88,6 +88,7 @@ def test_an_unknown_key_is_named_with_the_known_ones(capsys, run_file):
 
 def test_a_flag_changes_one_key_and_keeps_its_neighbours(capsys, run_file, stand_in):
     stand_in("rlhflab.runs.estimate", describe_run=lambda run: run.model_dump())
+    stand_in("rlhflab.runs.training", run_training=None)
     flags = ["--loss.name", "cdpo", "--loss.label_noise", "0.1", "--dry-run",
              "--batch=8", "--optimizer.learning-rate", "1e-5", "--json"]
     assert main(["train", "dpo", str(run_file), *flags]) == 0

@@ -303,11 +303,12 @@ def experiment_command(name: Literal["reward-hacking"], /, *, model: str = DEFAU
     if resume is not None:
         folder = _quietly(lambda: resume_hacking(resume, progress=Progress()))
     else:
-        small = {"steps": 2, "evaluation_prompts": 8, "evaluation_samples": 1, "canary": 4, "expert_pairs": 8,
-                 "overrides": ("--examples", "16", "--steps", "2", "--batch", "4")} if quick else {}
-        protocol = Protocol(**{"model": model, "arms": tuple(arms or ARMS), "seeds": tuple(seeds or (0, 1, 2)),
-                               "dose": dose, "steps": steps, "method": method,
-                               "evaluation_prompts": evaluation_prompts, **small})
+        small = {"evaluation_samples": 1, "canary": 4, "expert_pairs": 8,
+                 "overrides": ("--examples", "16", "--steps", "2", "--batch", "4")}
+        asked: dict[str, Any] = {"steps": 2, "evaluation_prompts": 8, **small} if quick else {
+            "steps": steps, "evaluation_prompts": evaluation_prompts}
+        protocol = Protocol(model=model, arms=tuple(arms or ARMS), seeds=tuple(seeds or (0, 1, 2)), dose=dose,
+                            method=method, **asked)
         folder = _quietly(lambda: run_hacking(protocol, start=start, pool_prompts=12 if quick else pool_prompts,
                                               out=out, progress=Progress()))
     _finish(folder, as_json, next_step=f"open {folder / 'report.html'} in a browser")

@@ -3,7 +3,7 @@
 Prompts and answers are text nobody vouches for; `page.py` says what keeps them text.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ HEADLINES = {"fit": "Fit: nothing measured here speaks against learning from it.
 
 def write_reward_page(record: Mapping[str, Any], path: Path) -> Path:
     """Write the page of a record and return its path."""
-    filters = {"plus": plus, "estimate": estimate, "expected": expected}
+    filters: dict[str, Callable[..., Any]] = {"plus": plus, "estimate": estimate, "expected": expected}
     return write_page(path, render_page("reward_report.html.j2", page(record), filters=filters))
 
 

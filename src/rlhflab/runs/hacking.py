@@ -50,10 +50,8 @@ def resume_hacking(path: Path, *, progress: Progress) -> Path:
     settings = yaml.safe_load((path / "config.yaml").read_text()) if folder.has("config.yaml") else {}
     if settings.get("kind") != KIND:
         raise RunError(f"{path}: is not the folder of an experiment")
-    stored = settings["protocol"]
-    stored = {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
-    limits = {key: tuple(value) if isinstance(value, list) else value for key, value in stored["thresholds"].items()}
-    protocol = Protocol(**{**stored, "thresholds": Thresholds(**limits)})
+    stored = _tuples(settings["protocol"])
+    protocol = Protocol(**{**stored, "thresholds": Thresholds(**_tuples(stored["thresholds"]))})
     start = None if settings["start"] is None else Path(settings["start"])
     return _run(HackingRun(folder, protocol, start=start, pool_prompts=settings["pool_prompts"], progress=progress))
 
@@ -136,6 +134,11 @@ class HackingRun:
         self.summary["hacking"] = self.experiment.result()
         self.folder.write_json("story.json", self.experiment.story())
         return 0
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """The values with tuples for lists again."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
 def _plain(value: Any) -> Any:
