@@ -190,7 +190,7 @@ def test_without_what_it_needs_it_is_not_run(name: str) -> None:
     assert all(need in found.says for need in detector.entry(name, where="test").needs) and "To run it" in found.next
 
 
-@pytest.mark.parametrize("name", set(CASES) - {"probe_battery", "chosen_displacement", "latent_outliers"})
+@pytest.mark.parametrize("name", sorted(set(CASES) - {"probe_battery", "chosen_displacement", "latent_outliers"}))
 def test_of_the_start_alone_nothing_can_be_told(name: str) -> None:
     evidence = CASES[name][0]
     first = min(sample.step for sample in [*evidence.rollouts, *evidence.canary])
