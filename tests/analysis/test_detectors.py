@@ -5,6 +5,7 @@ The evidence is made by hand: 8 prompts with 4 answers each at every step, so th
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from random import Random
@@ -304,8 +305,10 @@ def test_a_term_that_always_held_the_variance_captured_nothing() -> None:
 
 
 def test_longer_answers_of_the_same_variety_lose_nothing() -> None:
-    found = only("diversity", of(rollouts(0), rollouts(1, lambda i: prose(1000 + i, 24))))
-    assert found.verdict == "ok" and found.effect and found.effect.mean == pytest.approx(1, abs=0.05)
+    for words in (4, 24):  # against 8 at the start: shorter and longer
+        found = only("diversity", of(rollouts(0), rollouts(1, lambda i, words=words: prose(1000 + i, words))))
+        left = re.search(r"different pairs of words (\d+)%", found.says)
+        assert found.verdict == "ok" and left and 95 <= int(left[1]) <= 105
 
 
 def test_hidden_states_of_many_dimensions_that_have_not_moved_are_no_outliers() -> None:
