@@ -115,7 +115,8 @@ def over_used(samples: Sequence[Sample], start: Sequence[Sample]) -> set[tuple[s
     """
     now, before = (Counter(gram for sample in each for gram in set(ngrams(sample.answer, 3)))
                    for each in (samples, start))
-    return {gram for gram, z in log_odds(now, before, prior=PRIOR).items() if z > 4}
+    return {gram for gram, z in log_odds(
+        now, before, prior=PRIOR, of=(len(samples), len(start))).items() if z > 4}
 
 
 def _beyond(values: Sequence[float], usual: Sequence[float]) -> Flags:

@@ -36,14 +36,18 @@ def hill(values: Sequence[float], k: int) -> float:
     return float(np.log(ordered[:k] / ordered[k]).mean()) if ordered[k] > 0 else 0.0
 
 
-def log_odds(now: Mapping[T, int], start: Mapping[T, int], *, prior: float) -> dict[T, float]:
+def log_odds(now: Mapping[T, int], start: Mapping[T, int], *, prior: float,
+             of: tuple[int, int] | None = None) -> dict[T, float]:
     """By phrase: z of the change of its log-odds, with an informative Dirichlet prior.
+
+    Odds are among all phrases; `of`, how many answers there are now and at the start, makes them those of an answer to
+    hold the phrase.
 
     alpha_w = prior x count of w in both; delta = log odds(now) - log odds(start) of the counts plus alpha, var =
     1 / (y_now + alpha_w) + 1 / (y_start + alpha_w), z = delta / sqrt(var). Monroe, Colaresi & Quinn 2008 (Fightin'
     Words, Political Analysis 16), section 3.
     """
-    total = [sum(counts.values()) for counts in (now, start)]
+    total = of or tuple(sum(counts.values()) for counts in (now, start))
     most = prior * sum(total)
 
     def log_odd(count: int, alpha: float, n: int) -> float:

@@ -170,8 +170,7 @@ def _lora_forward(layer: Any, switch: RoleSwitch, x: Tensor) -> Tensor:
         return _LowRankLinear.apply(x, layer.base_layer.weight, layer.base_layer.bias,  # type: ignore[no-any-return]
                                    tuple(layer.scaling[adapter] for adapter in adapters), *factors)
     base = layer.base_layer
-    plain = torch.is_grad_enabled() or type(base) is not nn.Linear
-    result: Tensor = base(x) if plain else linear(x, base.weight, base.bias)
+    result: Tensor = linear(x, base.weight, base.bias) if type(base) is nn.Linear else base(x)
     for adapter in adapters:
         matrices = _matrices(layer, switch, adapter, x.dtype)
         # Dropout belongs to training: a reference, a score or a sample is never read through it.
@@ -228,7 +227,7 @@ class _LowRankLinear(torch.autograd.Function):
 
 def _add_product(layer: Any, result: Tensor, x: Tensor, seen: Tensor, matrices: Matrices, scaling: float) -> Tensor:
     """LoRA: result + scaling x A^T B^T."""
-    inner = nn.functional.linear(seen, matrices.down)
+    inner = linear(seen, matrices.down)
     flat = torch.addmm(result.flatten(0, -2), inner.flatten(0, -2), matrices.up.T, alpha=scaling)
     return flat.view(result.shape)
 

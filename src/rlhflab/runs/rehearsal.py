@@ -218,18 +218,26 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
-        given = {tensor.untyped_storage()._cdata for tensor in self._tensors((args, kwargs))}
-        for tensor in self._tensors(result):
-            storage = tensor.untyped_storage()
-            if storage._cdata not in given and storage._cdata not in self._sizes:
-                self._sizes[storage._cdata] = storage.nbytes()
-                self.now += storage.nbytes()
-                weakref.finalize(storage, self._gone, storage._cdata)
+        given = {address for address, *_ in self._storages((args, kwargs))}
+        for address, size, owner in self._storages(result):
+            if address not in given and address not in self._sizes:
+                self._sizes[address] = size
+                self.now += size
+                weakref.finalize(owner, self._gone, address)
         self.peak = max(self.peak, self.now)
         return result
 
-    def _tensors(self, nested: Any) -> list[Tensor]:
-        return [leaf for leaf in tree_leaves(nested) if isinstance(leaf, Tensor) and leaf.device.type == self._kind]
+    def _storages(self, nested: Any) -> list[tuple[int, int, Any]]:
+        """Address, bytes and owner of the memory of each tensor. A packed weight is its own: it shows no storage."""
+        found: list[tuple[int, int, Any]] = []
+        for tensor in tree_leaves(nested):
+            if isinstance(tensor, Tensor) and tensor.device.type == self._kind:
+                if tensor.is_mkldnn:
+                    found.append((id(tensor), tensor.numel() * tensor.element_size(), tensor))
+                else:
+                    storage = tensor.untyped_storage()
+                    found.append((storage._cdata, storage.nbytes(), storage))
+        return found
 
     def _gone(self, address: int) -> None:
         self.now -= self._sizes.pop(address)

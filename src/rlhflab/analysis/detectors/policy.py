@@ -96,6 +96,8 @@ def latent_outliers(evidence: Evidence, *, share: Share = 0.05) -> Finding:
     start, now = (np.asarray(evidence.hidden[step], dtype=float) for step in (first, latest))
     enough(len(start), HIDDEN, "hidden states of the start")
     enough(len(now), 8, "hidden states of the latest step")
+    if not start.std(axis=0).any():
+        raise Unclear("hidden states of the start: all points are equal")
     beyond = mean_interval((fit_cloud(start).excess(now) > 0).astype(float).tolist())
     expected = max(0.01, 1 / (len(start) - len(start) // 2 + 1))
     return Finding(
