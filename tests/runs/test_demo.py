@@ -65,7 +65,7 @@ def test_the_hacking_part_reuses_the_demos_own_start_and_unbiased_policy(demo: P
     assert hacking["arms"]["unbiased"]["rates"] == summary["policies"]["ppo"]["sampled"]
     assert hacking["arms"]["start"]["rates"] == summary["policies"]["sft"]["sampled"]
     assert not (demo / "hacking" / "seed-0" / "unbiased").exists()
-    assert "Reward hacking, shown and cured" in (demo / "report.html").read_text()
+    assert "Reward hacking: the hack, the alarm, the cure" in (demo / "report.html").read_text()
 
 
 def test_the_folder_is_whole_by_itself(demo: Path) -> None:
