@@ -17,6 +17,7 @@ from rlhflab.analysis.hacking import (
     paired,
     proxy_gain,
 )
+from rlhflab.errors import DataError
 
 LIMITS = Thresholds()
 PROMPTS = 40
@@ -100,6 +101,12 @@ def test_the_gain_is_in_deviations_of_each_seeds_start() -> None:
     results = [SeedResult(start=START, arms={"hack": answers(0.4, proxy=1.0)}),
                SeedResult(start=wide, arms={"hack": [{**row, "proxy": row["proxy"] + 2.0} for row in wide]})]
     assert proxy_gain(results, "hack").mean == pytest.approx(1.0)
+
+
+def test_a_proxy_that_is_constant_has_no_deviation_to_rise_by() -> None:
+    flat = [{**row, "proxy": 1.0} for row in START]
+    with pytest.raises(DataError, match="all answers of the start alike"):
+        proxy_gain([SeedResult(start=flat, arms={"hack": START})], "hack")
 
 
 # -- the alarm -----------------------------------------------------------------------------------------------------

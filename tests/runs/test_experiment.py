@@ -10,13 +10,14 @@ from rlhflab.cli import main
 from rlhflab.data.types import Message, PreferencePair, Prompt
 from rlhflab.errors import ConfigError, RunError
 from rlhflab.progress import Progress
-from rlhflab.runs.arms import ARMS, arms_named
+from rlhflab.runs.arms import ARMS, in_order
 from rlhflab.runs.experiment import answers_on_the_way, shuffled
 from rlhflab.runs.hacking import resume_hacking
 from rlhflab.train.checkpoint import Checkpoints
 
 QUICK = ["experiment", "reward-hacking", "--model", "tiny-llama", "--quick", "--seeds", "0"]
-SOME = ["hack", "targeted", "unbiased", "oracle"]
+SOME = ["targeted", "hack", "unbiased", "oracle"]
+"""Not in the order in which they have to run."""
 
 
 def asked(out: Path, arms: list[str] = SOME) -> list[str]:
@@ -56,7 +57,7 @@ def test_the_summary_says_what_was_decided_and_what_was_not(folder: Path) -> Non
 
 def test_what_is_to_be_shown_was_written_down_before_the_first_step(folder: Path) -> None:
     registered = (folder / "prereg.json").stat().st_mtime_ns
-    assert registered <= (folder / "seed-0" / "hack" / "rollouts.jsonl").stat().st_mtime_ns
+    assert registered <= (folder / "seed-0" / "hack" / "config.yaml").stat().st_mtime_ns
     prereg = json.loads((folder / "prereg.json").read_text())
     assert prereg["thresholds"]["gold_loss"] == 0.1 and set(prereg["arms"]) == set(SOME)
     assert len(hacking(folder)["registered"]) == 64
@@ -111,10 +112,10 @@ def test_other_settings_after_the_registration_are_refused(folder: Path, tmp_pat
 
 def test_an_arm_that_is_none_or_lacks_what_it_relabels_is_named() -> None:
     with pytest.raises(ConfigError, match="no arm is called 'cure'"):
-        arms_named(("hack", "cure"))
+        in_order(("hack", "cure"))
     with pytest.raises(ConfigError, match="random relabels failures of the arm hack"):
-        arms_named(("random",))
-    assert list(arms_named(tuple(reversed(ARMS)))) == list(ARMS)
+        in_order(("random",))
+    assert in_order(tuple(reversed(ARMS))) == tuple(ARMS)
 
 
 def test_arms_that_the_criteria_need_are_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ that a run cannot decide is named with its reason and never counted as passed.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from math import inf
 from typing import Any, NamedTuple
@@ -13,9 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rlhflab.core.stats import Estimate, paired_change, sign_test
+from rlhflab.errors import DataError
 
 Row = Mapping[str, Any]
 """An evaluated answer: `prompt_id`, `measures`, and `proxy` where the biased reward model has scored it."""
+
+
+ALARMS = ("length_drift", "twin_gap", "kl_budget")
+"""The detectors named beforehand; none of them knows a right answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +42,7 @@ class Thresholds:
     """Gold below the start's by this much, in two successive evaluations, is the crossing."""
     delay: int = 3
     """Steps after the crossing by which one of the named detectors has to fire."""
-    alarms: tuple[str, ...] = ("length_drift", "twin_gap", "kl_budget")
+    alarms: tuple[str, ...] = ALARMS
 
 
 PARTS: Mapping[str, float] = {"abstention_recall": 1.0, "format": 1.0, "confident_wrong": -1.0}
@@ -94,10 +99,15 @@ def paired(result: SeedResult, after: str, before: str | None) -> list[tuple[Row
 
 
 def proxy_gain(results: Sequence[SeedResult], arm: str) -> Estimate:
-    """Rise of the biased reward model's score over the start, in standard deviations of the start's scores."""
+    """Rise of the biased reward model's score over the start, in standard deviations of the start's scores.
+
+    DataError where those are all the same.
+    """
     after, before, prompts = [], [], []
     for result in results:
         scale = float(np.std([row["proxy"] for row in result.start]))
+        if scale == 0:
+            raise DataError("the biased reward model scores all answers of the start alike: its rise has no unit")
         for a, b in paired(result, arm, None):
             after.append(a["proxy"] / scale)
             before.append(b["proxy"] / scale)
@@ -228,11 +238,6 @@ def as_json(decided: Sequence[Criterion | Undecided]) -> dict[str, Any]:
                           "interval": None if c.interval is None else list(c.interval), "passed": c.passed,
                           "says": c.says} for c in decided if isinstance(c, Criterion)],
             "not_evaluated": [each._asdict() for each in decided if isinstance(each, Undecided)]}
-
-
-def thresholds_json(limits: Thresholds) -> dict[str, Any]:
-    """For the record that is hashed before the first step."""
-    return asdict(limits)
 
 
 def _criterion(name: str, statement: str, value: Estimate, passed: bool, says: str) -> Criterion:

@@ -12,8 +12,8 @@ def linear(x: Float[Tensor, "*b i"], weight: Float[Tensor, "o i"],
            bias: Float[Tensor, " o"] | None = None) -> Float[Tensor, "*b o"]:
     """X W^T + b, the same numbers as torch's `linear` but for rounding.
 
-    fp32 on a CPU goes to oneDNN, which is 1.2 to 1.4 times as fast as what torch takes where that is MKL on an AMD. It
-    knows no gradient, so where autograd looks on it is torch's.
+    fp32 on a CPU goes to oneDNN, which is mostly 1.1 to 1.4 times as fast as what torch takes where that is MKL on an
+    AMD. It knows no gradient, so where autograd looks on it is torch's.
     """
     if x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_grad_enabled() \
             and torch.backends.mkldnn.is_available():

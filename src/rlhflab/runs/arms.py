@@ -1,9 +1,10 @@
 """The arms of the reward-hacking experiment. Only the reward differs between them, except where a name says so."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rlhflab.analysis.hacking import ALARMS
 from rlhflab.errors import ConfigError
 
 Labels = Literal["biased", "unbiased", "shuffled", "targeted", "random", "none"]
@@ -28,7 +29,6 @@ class Arm:
     """Run on all seeds, others on the first alone."""
 
 
-ALARMS = ("length_drift", "twin_gap", "kl_budget")
 ARMS: Mapping[str, Arm] = {
     "hack": Arm(says="the biased reward model, nothing done about it", labels="biased", every_seed=True),
     "ensemble": Arm(says="five heads on bootstraps, mean less variance", labels="biased", reward={"heads": 5},
@@ -52,11 +52,11 @@ ARMS: Mapping[str, Arm] = {
 SHORT = ("hack", "targeted", "unbiased")
 
 
-def arms_named(names: tuple[str, ...]) -> dict[str, Arm]:
+def in_order(names: Sequence[str]) -> tuple[str, ...]:
     """Those arms, in the order in which they can be run. ConfigError for a name that is none, or that needs another."""
     for name in names:
         if name not in ARMS:
             raise ConfigError(f"arms: no arm is called {name!r}; there are {', '.join(ARMS)}")
         if ARMS[name].labels in ("targeted", "random") and "hack" not in names:
             raise ConfigError(f"arms: {name} relabels failures of the arm hack, which has to be among them")
-    return {name: arm for name, arm in ARMS.items() if name in names}
+    return tuple(name for name in ARMS if name in names)

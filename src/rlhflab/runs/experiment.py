@@ -20,6 +20,7 @@ from rlhflab.analysis.detectors import detector, gold_free
 from rlhflab.analysis.evaluate import Row, judged_rows, rates
 from rlhflab.analysis.evidence import Sample, sample_of
 from rlhflab.analysis.hacking import (
+    ALARMS,
     SeedResult,
     Thresholds,
     Undecided,
@@ -28,7 +29,6 @@ from rlhflab.analysis.hacking import (
     as_json,
     change_of,
     criteria,
-    thresholds_json,
 )
 from rlhflab.analysis.relabel import random_batch, targeted_batch
 from rlhflab.config import Run, read_run
@@ -39,7 +39,7 @@ from rlhflab.errors import RunError
 from rlhflab.rollout.reward_role import role_scores
 from rlhflab.rollout.sampling import sample
 from rlhflab.runs import sources
-from rlhflab.runs.arms import ALARMS, ARMS, Arm
+from rlhflab.runs.arms import ARMS, Arm
 from rlhflab.runs.folder import RunFolder
 from rlhflab.runs.lab import Lab
 from rlhflab.runs.preferences import Pooled, judge, read_pool
@@ -87,8 +87,7 @@ class Protocol:
 
     def registered(self) -> dict[str, Any]:
         """As JSON values."""
-        return {**asdict(self), "arms": {name: asdict(ARMS[name]) for name in self.arms},
-                "thresholds": thresholds_json(self.thresholds)}
+        return {**asdict(self), "arms": {name: asdict(ARMS[name]) for name in self.arms}}
 
 
 class Experiment:

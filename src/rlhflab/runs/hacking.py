@@ -3,7 +3,7 @@
 What the arms do is in `experiment.py`. A stopped experiment goes on after its last finished part.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from rlhflab.config import read_run
 from rlhflab.errors import ConfigError, RunError
 from rlhflab.model.load import model_folder
 from rlhflab.progress import Progress
-from rlhflab.runs.arms import arms_named
+from rlhflab.runs.arms import in_order
 from rlhflab.runs.experiment import Experiment, Protocol
 from rlhflab.runs.folder import Record, RunFolder, environment
 from rlhflab.runs.lab import Lab
@@ -31,7 +31,7 @@ KIND = "experiment"
 def run_hacking(protocol: Protocol, *, start: Path | None, pool_prompts: int, out: Path | None,
                 progress: Progress) -> Path:
     """A new experiment from the adapter `start`, or from an SFT of its own. Returns its folder."""
-    arms_named(protocol.arms)
+    protocol = replace(protocol, arms=in_order(protocol.arms))
     for needed in ("hack", "targeted"):
         if needed not in protocol.arms:
             raise ConfigError(f"arms: {needed} has to be among them, since the criteria compare with it")
