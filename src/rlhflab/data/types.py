@@ -75,13 +75,37 @@ class Comparison:
     b: str
 
 
+Verdict = Literal["a", "b", "tie", "both_bad", "skip"]
+"""`a` and `b` name the comparison's answers, whichever side they were shown on."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgment:
     """What one annotator said of one comparison. Raw: never edited."""
 
-    verdict: Literal["a", "b", "tie", "skip"]
+    verdict: Verdict
     annotator: str
     reason: str = ""
+    shown_first: Literal["a", "b"] | None = None
+    """The answer on the left or on top; None where nobody wrote it down."""
+    strength: float = 1.0
+    """How clear the preference is, in (0, 1]."""
+    tags: tuple[str, ...] = ()
+    """Problems that the annotator saw."""
+    seconds: float | None = None
+    """Spent on it."""
+    at: str | None = None
+    """When, ISO 8601, UTC."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """A comparison with everything that was said of it. Pairs are derived from it by a rule that is recorded."""
+
+    comparison: Comparison
+    judgments: tuple[Judgment, ...] = ()
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """What else the source tells (JSON values)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
