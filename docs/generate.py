@@ -21,7 +21,7 @@ from rlhflab.listing import listing, shown
 DOCS = Path(__file__).parent
 HEAD = """# The command line
 
-Generated from `--help` by `make docs`; change the docstrings in `src/rlhflab/commands.py`.
+Generated from `--help` by `make docs`; change the docstrings in `src/rlhflab/commands/`.
 """
 GENERATED = re.compile(r"(<!-- generated: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 

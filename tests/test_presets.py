@@ -6,7 +6,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from rlhflab.commands import train_command
+from rlhflab.commands.training import train_command
 from rlhflab.config import KINDS, Choice, make_run, read_run
 from rlhflab.core.losses import policy_loss
 from rlhflab.core.preference import preference_loss

@@ -1,4 +1,4 @@
-"""The command line: what becomes of arguments and of errors. The commands themselves are in `commands.py`.
+"""The command line: what becomes of arguments and of errors. The commands themselves are in `commands/`.
 
 A mistake of the user's is one sentence on stderr and exit code 2; RLHFLAB_DEBUG=1 shows the traceback instead.
 """

@@ -1,0 +1,20 @@
+"""The commands: a signature, a docstring that is the help, and one call into the lab.
+
+Whatever needs torch is imported inside the function, so that `--help` is quick. Results go to stdout, words on the
+way to stderr; with --json, stdout holds one JSON value and nothing else.
+"""
+
+from collections.abc import Callable, Mapping
+
+from rlhflab.commands import failures, listing, training
+
+COMMANDS: Mapping[str, Callable[..., int | None]] = {
+    "demo": training.demo_command, "train": training.train_command, "sample": training.sample_command,
+    "evaluate": training.evaluate_command, "experiment": failures.experiment_command,
+    "detect": failures.detect_command, "report": failures.report_command,
+    "report reward": failures.report_reward_command, "curves": failures.curves_command,
+    "best-of-n": failures.best_of_n_command, "propose-labels": failures.propose_labels_command,
+    "export": training.export_command, "average-roles": training.average_roles_command,
+    "models": listing.models_command, "list": listing.list_command,
+}
+"""In the order of the help; the second of two words is a command below the first."""

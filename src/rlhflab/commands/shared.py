@@ -1,0 +1,77 @@
+"""What every command needs: types of arguments, quiet work, and results in words or as JSON."""
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+T = TypeVar("T")
+Json = Annotated[bool, Parameter(name="--json")]
+Count = Annotated[int, Parameter(validator=Number(gte=1))]
+Seed = Annotated[int, Parameter(validator=Number(gte=0))]
+Override = Annotated[str, Parameter(allow_leading_hyphen=True)]
+DEFAULT_MODEL = "smollm2-135m"
+ALARM = 3
+"""Exit code of `detect --fail-on-alarm`."""
+
+
+def quietly(work: Callable[[], T]) -> T:
+    """Do `work`; what it or a library prints goes to stderr."""
+    with redirect_stdout(sys.stderr):
+        return work()
+
+
+def finish(folder: Path, as_json: bool, *, next_step: str) -> None:
+    """Say where a run is and what to do next."""
+    if not as_json:
+        print(f"Wrote {folder}. Next: {next_step}")
+        return
+    summary = folder / "summary.json"
+    print_value({"folder": str(folder), "summary": json.loads(summary.read_text()) if summary.exists() else None}, True)
+
+
+def print_value(value: Mapping[str, Any] | Sequence[Mapping[str, Any]], as_json: bool) -> None:
+    """One JSON value, or one `key: value` line each with a blank line between records."""
+    if as_json:
+        from rlhflab.data.formats import finite
+
+        print(json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False, default=str))
+        return
+    records = [value] if isinstance(value, Mapping) else value
+    print("\n\n".join("\n".join(_lines(record)) for record in records))
+
+
+def _lines(record: Mapping[str, Any], prefix: str = "") -> list[str]:
+    lines = []
+    for key, value in record.items():
+        if isinstance(value, Mapping) and set(value) != {"mean", "low", "high", "n"}:
+            lines += _lines(value, f"{prefix}{key}.")
+        else:
+            lines.append(f"{prefix}{key}: {_in_words(value)}")
+    return lines
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{mean:.3f} [{low:.3f}, {high:.3f}] n={n}".format(**value)
+    return "-" if value is None else format(value, ".4g") if isinstance(value, float) else str(value)
+
+
+def print_table(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
+    """Rows under each other in columns; the last column may be long."""
+    if as_json:
+        print_value(rows, True)
+        return
+    if not rows:
+        print("none yet")
+        return
+    words = {"True": "yes", "False": "no", "None": "-"}
+    cells = [[words.get(str(value), str(value)) for value in row.values()] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row_cells in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row_cells, widths, strict=True)).rstrip())
