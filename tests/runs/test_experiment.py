@@ -136,3 +136,10 @@ def test_answers_are_shown_at_the_steps_closest_to_the_wanted_ones() -> None:
             for step in range(0, 25, 2) for i in range(6)]
     shown = answers_on_the_way(rows, seed=0)
     assert len(shown) == 4 and [a["step"] for a in shown[0]["answers"]] == [0, 4, 10, 20, 24]
+
+
+def test_arms_that_two_processes_share_give_the_numbers_of_one(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "shared"
+    assert main([*asked(out), "--jobs", "2"]) == 0
+    assert without_clock(hacking(out)) == without_clock(hacking(folder))
+    assert [(out / f"share-{number}.log").is_file() for number in (1, 2)] == [True, True]

@@ -25,8 +25,9 @@ from rlhflab.errors import ConfigError, DataError
 def experiment_command(name: Literal["reward-hacking"], /, *, model: str = DEFAULT_MODEL,
                        arms: list[str] | None = None, seeds: list[Seed] | None = None, dose: float = 1.0,
                        steps: Count = 24, method: Literal["rloo", "ppo"] = "rloo", start: Path | None = None,
-                       evaluation_prompts: Count = 256, pool_prompts: Count = 512, quick: bool = False,
-                       out: Path | None = None, resume: Path | None = None, as_json: Json = False) -> None:
+                       evaluation_prompts: Count = 256, pool_prompts: Count = 1024, quick: bool = False,
+                       jobs: Count = 1, out: Path | None = None, resume: Path | None = None,
+                       share: Path | None = None, as_json: Json = False) -> None:
     """Show reward hacking, its alarms and its cure: the same training on rewards learnt in different ways.
 
     What is to be shown is written down and hashed before the first step. All arms on three seeds take hours.
@@ -41,21 +42,27 @@ def experiment_command(name: Literal["reward-hacking"], /, *, model: str = DEFAU
         method: Of policy optimisation.
         start: The adapter that all arms begin as; an SFT of its own where absent.
         evaluation_prompts: Prompts that every policy answers twice at the end.
-        pool_prompts: Prompts whose answers annotators compare.
+        pool_prompts: Prompts whose answers annotators compare; the reward model learns from one half of them, the twin
+            from the other.
         quick: A small pass through every part. Its numbers say nothing.
+        jobs: Processes that share the arms. More than one helps on a GPU.
         out: The new folder; under runs/ where absent.
         resume: A folder of an experiment that was stopped: goes on after its last finished part.
+        share: A folder of an experiment under way: does arms that no other process does, and stops. What --jobs starts.
         as_json: Print the result as JSON.
     """
     from rlhflab.progress import Progress
     from rlhflab.runs.arms import ARMS
     from rlhflab.runs.experiment import Protocol
-    from rlhflab.runs.hacking import resume_hacking, run_hacking
+    from rlhflab.runs.hacking import resume_hacking, run_hacking, share_hacking
 
     if out is not None and resume is not None:
         raise ConfigError("--out and --resume: an experiment is new or goes on, so give one of them")
+    if share is not None:
+        quietly(lambda: share_hacking(share, progress=Progress()))
+        return
     if resume is not None:
-        folder = quietly(lambda: resume_hacking(resume, progress=Progress()))
+        folder = quietly(lambda: resume_hacking(resume, progress=Progress(), jobs=jobs))
     else:
         small = {"evaluation_samples": 1, "canary": 4, "expert_pairs": 8,
                  "overrides": ("--examples", "16", "--steps", "2", "--batch", "4")}
@@ -64,7 +71,7 @@ def experiment_command(name: Literal["reward-hacking"], /, *, model: str = DEFAU
         protocol = Protocol(model=model, arms=tuple(arms or ARMS), seeds=tuple(seeds or (0, 1, 2)), dose=dose,
                             method=method, **asked)
         folder = quietly(lambda: run_hacking(protocol, start=start, pool_prompts=12 if quick else pool_prompts,
-                                              out=out, progress=Progress()))
+                                              out=out, progress=Progress(), jobs=jobs))
     finish(folder, as_json, next_step=f"open {folder / 'report.html'} in a browser")
 
 

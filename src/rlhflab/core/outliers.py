@@ -4,9 +4,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 
+Array = np.ndarray[Any, Any]
+"""NumPy's own alias would do, but jaxtyping cannot read that of NumPy 2.5."""
 TINY = 1e-6
 """Least share of the round covariance, and least spread, so that equal vectors are a cloud too."""
 COMMON = 0.99
@@ -16,23 +17,23 @@ COMMON = 0.99
 class Cloud(NamedTuple):
     """Where the vectors of a sample lie."""
 
-    mean: NDArray[Any]
-    factor: NDArray[Any]
+    mean: Array
+    factor: Array
     """Lower Cholesky factor of the covariance."""
     limit: float
     """Distance within which most vectors lie that the cloud was not fitted on."""
 
-    def distance(self, vectors: Float[NDArray[Any], "n d"]) -> Float[NDArray[Any], " n"]:
+    def distance(self, vectors: Float[Array, "n d"]) -> Float[Array, " n"]:
         """Mahalanobis distance of each vector from the mean."""
-        whitened: NDArray[Any] = solve_triangular(self.factor, (vectors - self.mean).T, lower=True)
+        whitened: Array = solve_triangular(self.factor, (vectors - self.mean).T, lower=True)
         return np.asarray(np.linalg.norm(whitened, axis=0))
 
-    def excess(self, vectors: Float[NDArray[Any], "n d"]) -> Float[NDArray[Any], " n"]:
+    def excess(self, vectors: Float[Array, "n d"]) -> Float[Array, " n"]:
         """By how many limits each vector lies beyond the limit: 0 for common ones."""
         return np.maximum(self.distance(vectors) / self.limit - 1, 0.0)
 
 
-def fit_cloud(vectors: Float[NDArray[Any], "n d"]) -> Cloud:
+def fit_cloud(vectors: Float[Array, "n d"]) -> Cloud:
     """Mean and covariance of the first half, and the limit from the second one.
 
     In as many dimensions as there are vectors, those fitted on lie close to any mean; the limit has to come from
@@ -46,7 +47,7 @@ def fit_cloud(vectors: Float[NDArray[Any], "n d"]) -> Cloud:
     return cloud._replace(limit=max(float(np.quantile(cloud.distance(second), COMMON)), TINY))
 
 
-def shrunk_covariance(centred: Float[NDArray[Any], "n d"]) -> Float[NDArray[Any], "d d"]:
+def shrunk_covariance(centred: Float[Array, "n d"]) -> Float[Array, "d d"]:
     """(1 - s) S + s m I with m the mean variance and s of Ledoit & Wolf 2004 (J. Multivariate Analysis 88): the least
     expected squared error. It can be inverted however few vectors there are.
     """

@@ -7,6 +7,7 @@ step of any policy.
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
@@ -40,6 +41,7 @@ from rlhflab.rollout.reward_role import role_scores
 from rlhflab.rollout.sampling import sample
 from rlhflab.runs import sources
 from rlhflab.runs.arms import ARMS, Arm
+from rlhflab.runs.claims import claim
 from rlhflab.runs.folder import RunFolder
 from rlhflab.runs.lab import Lab
 from rlhflab.runs.preferences import Pooled, judge, read_pool
@@ -49,6 +51,8 @@ from rlhflab.runs.stages import run_stage
 from rlhflab.runs.watch import CANARY, FINDINGS, ROLLOUTS, fired
 from rlhflab.scenarios.base import Scenario
 
+PAUSE = 1.0
+"""Seconds between two looks for a part that can be done, where other processes do the rest."""
 SHOWN_STEPS = (0, 5, 10, 20)
 SHOWN_PROMPTS = 4
 
@@ -120,6 +124,24 @@ class Experiment:
             for name in self.arms_of(seed):
                 yield f"{name}, seed {seed}" if len(self.protocol.seeds) > 1 else name, partial(self.arm, name, seed)
 
+    def share(self) -> None:
+        """Do the arms that no other process does, until all are done."""
+        order = sorted((place, seed, name) for seed in self.protocol.seeds
+                       for place, name in enumerate(self.protocol.arms) if name in self.arms_of(seed))
+        while waiting := [(name, seed) for _, seed, name in order if not self.answers_of(name, seed).is_file()]:
+            if not any(self.claimed(name, seed) for name, seed in waiting):
+                time.sleep(PAUSE)
+
+    def claimed(self, name: str, seed: int) -> bool:
+        """Do an arm, if what it needs is there and nobody else does it. Whether it was done here."""
+        relabels = ARMS[name].labels in ("targeted", "random")
+        if relabels and not RunFolder(self.run_folder("hack", seed)).has("summary.json"):
+            return False
+        with claim(self.home(seed) / f".{name}.lock", wait=False) as mine:
+            if mine:
+                self.arm(name, seed)
+        return mine
+
     def arms_of(self, seed: int) -> list[str]:
         """The arms that are run on a seed."""
         return [name for name in self.protocol.arms if ARMS[name].every_seed or seed == self.protocol.seeds[0]]
@@ -187,14 +209,14 @@ class Experiment:
     def reward_role(self, labels: str, seed: int, keys: Mapping[str, Any]) -> Path:
         """Folder of the reward role, trained where it is not there. `keys` of the reward run that differ."""
         home = self.home(seed) / "-".join(["reward", labels, *(f"{key}-{value}" for key, value in keys.items())])
-        role = home / "roles" / "reward"
-        if not (home / "summary.json").is_file():
-            flags = _flags({"data": str(self.labels(labels, seed)), **keys})
-            if labels in ("targeted", "random"):
-                flags += ["--start", str(self.reward_role("biased", seed, keys)), "--epochs",
-                          str(self.protocol.expert_epochs)]
-            self.train("reward", seed, home, flags)
-        return role
+        with claim(home.with_name(f".{home.name}.lock"), wait=True):
+            if not (home / "summary.json").is_file():
+                flags = _flags({"data": str(self.labels(labels, seed)), **keys})
+                if labels in ("targeted", "random"):
+                    flags += ["--start", str(self.reward_role("biased", seed, keys)), "--epochs",
+                              str(self.protocol.expert_epochs)]
+                self.train("reward", seed, home, flags)
+        return home / "roles" / "reward"
 
     # -- policy ----------------------------------------------------------------------------------------------------
 

@@ -1,8 +1,12 @@
 """`rlhflab experiment reward-hacking`: a start policy, a pool of its answers, the arms, the verdict, the page.
 
-What the arms do is in `experiment.py`. A stopped experiment goes on after its last finished part.
+What the arms do is in `experiment.py`. A stopped experiment goes on after its last finished part, and several
+processes may share its arms.
 """
 
+import os
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -28,9 +32,12 @@ from rlhflab.scenarios import scenario as scenario_named
 KIND = "experiment"
 
 
-def run_hacking(protocol: Protocol, *, start: Path | None, pool_prompts: int, out: Path | None,
-                progress: Progress) -> Path:
-    """A new experiment from the adapter `start`, or from an SFT of its own. Returns its folder."""
+def run_hacking(protocol: Protocol, *, start: Path | None, pool_prompts: int, out: Path | None, progress: Progress,
+                jobs: int = 1) -> Path:
+    """A new experiment from the adapter `start`, or from an SFT of its own. Returns its folder.
+
+    `jobs`: processes that share the arms.
+    """
     protocol = replace(protocol, arms=in_order(protocol.arms))
     for needed in ("hack", "targeted"):
         if needed not in protocol.arms:
@@ -41,11 +48,23 @@ def run_hacking(protocol: Protocol, *, start: Path | None, pool_prompts: int, ou
     folder = RunFolder.create(out) if out is not None else RunFolder.named("reward-hacking")
     folder.write_yaml("config.yaml", {"kind": KIND, "start": None if start is None else str(start),
                                       "pool_prompts": pool_prompts, "protocol": _plain(asdict(protocol))})
-    return _run(HackingRun(folder, protocol, start=start, pool_prompts=pool_prompts, progress=progress))
+    return _run(HackingRun(folder, protocol, start=start, pool_prompts=pool_prompts, progress=progress), jobs)
 
 
-def resume_hacking(path: Path, *, progress: Progress) -> Path:
+def resume_hacking(path: Path, *, progress: Progress, jobs: int = 1) -> Path:
     """Go on with a stopped experiment. RunError where the folder is none."""
+    return _run(_stored(path, progress), jobs)
+
+
+def share_hacking(path: Path, *, progress: Progress) -> None:
+    """Do those arms of an experiment that no other process does. RunError where its start or pool is not there yet."""
+    job = _stored(path, progress)
+    if not (job.start / "adapter_config.json").is_file() or not (path / "pool.jsonl").is_file():
+        raise RunError(f"{path}: has no start and pool yet, so there are no arms to share")
+    job.experiment.share()
+
+
+def _stored(path: Path, progress: Progress) -> "HackingRun":
     folder = RunFolder(path)
     settings = yaml.safe_load((path / "config.yaml").read_text()) if folder.has("config.yaml") else {}
     if settings.get("kind") != KIND:
@@ -53,13 +72,13 @@ def resume_hacking(path: Path, *, progress: Progress) -> Path:
     stored = _tuples(settings["protocol"])
     protocol = Protocol(**{**stored, "thresholds": Thresholds(**_tuples(stored["thresholds"]))})
     start = None if settings["start"] is None else Path(settings["start"])
-    return _run(HackingRun(folder, protocol, start=start, pool_prompts=settings["pool_prompts"], progress=progress))
+    return HackingRun(folder, protocol, start=start, pool_prompts=settings["pool_prompts"], progress=progress)
 
 
-def _run(job: "HackingRun") -> Path:
+def _run(job: "HackingRun", jobs: int) -> Path:
     record = Record(job.folder, KIND)
     try:
-        job.run()
+        job.run(jobs)
     except BaseException as error:
         record.close("stopped")
         if isinstance(error, KeyboardInterrupt):
@@ -98,20 +117,44 @@ class HackingRun:
             self._lab = Lab.load(run.model, dtype=run.dtype, device=run.device, progress=self.progress)
         return self._lab
 
-    def run(self) -> None:
-        """Every part that has not run yet, then the report."""
+    def run(self, jobs: int) -> None:
+        """Every part that has not run yet, by `jobs` processes, then the report."""
         self.progress.say(f"Writing to {self.folder.path}")
         self.summary |= {key: value for key, value in environment().items() if key != "lab"}
         log = StageLog(self.folder, self.summary)
         if self.given_start is None:
             log.run("sft", self.learn_start)
         log.run("pool", self.fill_pool)
+        if jobs > 1:
+            log.run("arms", lambda: self.share_among(jobs))
         for name, work in self.experiment.parts():
             log.run(name, work)
         log.run("judge", self.judge)
         self.folder.write_json("measures.json", [
             {"name": m.name, "says": m.says, "better": m.better} for m in self.task.measures])
         write_report(self.folder.path)
+
+    def share_among(self, jobs: int) -> int:
+        """Let `jobs` processes do all arms; what each of them says is in share-N.log. RunError where one fails."""
+        self.experiment.register()
+        command = [sys.executable, "-m", "rlhflab", "experiment", "reward-hacking", "--share", str(self.folder.path)]
+        threads = str(max(1, (os.cpu_count() or 1) // jobs))
+        logs = [self.folder.path / f"share-{number}.log" for number in range(1, jobs + 1)]
+        self.progress.say(f"{jobs} processes share the arms; what they say is in {logs[0].parent}/share-*.log")
+        running = []
+        for path in logs:
+            with path.open("w") as log:
+                running.append(subprocess.Popen(command, stdout=log, stderr=log,
+                                                env={**os.environ, "OMP_NUM_THREADS": threads}))
+        try:
+            failed = [path for path, process in zip(logs, running, strict=True) if process.wait() != 0]
+        finally:
+            for process in running:
+                process.terminate()
+        if failed:
+            raise RunError(f"{failed[0]}: a process that shared the arms ended early; its last line says why. Those "
+                           "that are done are kept, and --resume goes on")
+        return 0
 
     def learn_start(self) -> int:
         """SFT by its recipe."""
