@@ -152,7 +152,7 @@ class Run(Settings):
     overlong: Literal["error", "drop"] = "error"
     """What happens to a row over `max_length`: an error that names it, or dropped and counted."""
     micro_tokens: int = Field(512, ge=1)
-    """Tokens (with padding) in one forward pass; bounds memory, changes no result."""
+    """Tokens (with padding) in one forward pass; bounds memory, changes no result. 16,384 on a GPU where not given."""
     memory_gb: float | None = Field(None, gt=0)
     """Memory of the whole process (on a GPU, of its tensors), GB; `micro_tokens` is then derived from it at start."""
     checkpoint_every: int = Field(10, ge=0)

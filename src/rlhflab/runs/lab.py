@@ -14,6 +14,16 @@ START = "start"
 """Role of the frozen adapter that stacked roles stand on."""
 
 
+GPU_TOKENS = 16384
+"""Tokens in one forward pass on a GPU, where a small one takes as long as its kernels take to be launched."""
+
+
+def sized(run: Run, device: str) -> Run:
+    """`run` with micro-batches of the size that suits the device, where it does not say how large they are."""
+    given = "micro_tokens" in run.model_fields_set or not device.startswith("cuda")
+    return run if given else run.model_copy(update={"micro_tokens": GPU_TOKENS})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lab:
     """One loaded base model."""
