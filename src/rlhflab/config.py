@@ -133,8 +133,9 @@ class Run(Settings):
     """Scenario whose gold check judges this run's answers, for the log only; that of `data` where it is one."""
     examples: int = Field(256, ge=1)
     """How many examples a scenario makes. A file is used whole."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of the frozen base. Adapters and optimizer state are always fp32."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Of the frozen base. auto: bfloat16 where the processor or GPU multiplies it natively, else float32. Adapters and
+    optimizer state are always fp32."""
     quantize: Literal["nf4"] | None = None
     """Keep the base's layers in 4 bits (arXiv:2305.14314); `dtype` is then that of the products. Needs a GPU."""
     device: str = "auto"

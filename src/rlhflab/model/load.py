@@ -89,6 +89,16 @@ def load_base(name: str, *, dtype: torch.dtype, device: str | torch.device = "cp
     return Base(model.eval(), tokenizer, label, weights_digest(folder), quantized=bool(more))
 
 
+def native_dtype(device: str | torch.device) -> str:
+    """bfloat16 where `device` multiplies it natively, else float32.
+
+    A CPU without such instructions imitates them: with AVX2 alone a product of 512 x 576 x 1536 runs at 3 to 17 GFLOP/s
+    in bf16 and at 115 in fp32.
+    """
+    native = torch.device(device).type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return "bfloat16" if native else "float32"
+
+
 def random_base(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, *, dtype: torch.dtype,
                 device: str | torch.device = "cpu", seed: int = 0) -> Base:
     """A base of this shape with random weights, frozen: for measuring, where only the shape matters."""

@@ -25,7 +25,7 @@ from rlhflab.errors import ModelError
 from rlhflab.model.adapters import ADAPTER_CONFIG, lora_of, peft_config, read_lora, scaling
 from rlhflab.model.attention import visibility
 from rlhflab.model.folded import folded
-from rlhflab.model.load import Base, load_base
+from rlhflab.model.load import Base, load_base, native_dtype
 from rlhflab.model.roles import (
     RoleSwitch,
     added_part,
@@ -84,12 +84,13 @@ class SharedModel:
         self._check_unembedding()
 
     @classmethod
-    def load(cls, name: str, *, dtype: str = "bfloat16", device: str = "auto",
+    def load(cls, name: str, *, dtype: str = "auto", device: str = "auto",
              quantize: str | None = None) -> "SharedModel":
         """The base model `name`. ModelError says what is missing."""
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(load_base(name, dtype=getattr(torch, dtype), device=device, quantize=quantize))
+        chosen = native_dtype(device) if dtype == "auto" else dtype
+        return cls(load_base(name, dtype=getattr(torch, chosen), device=device, quantize=quantize))
 
     # -- reading the model in a role -------------------------------------------------------------------------------
 

@@ -13,7 +13,8 @@ def model_card(summary: dict[str, Any], *, base: Base, run: Run) -> str:
 **Adapters.** `sft`, `dpo` and `ppo` are LoRA adapters (rank {run.lora.rank}, alpha {run.lora.alpha:g}) in PEFT's
 format; `reward` and `value` are adapters with a scalar head beside them. Each names the digest of its base weights.
 
-**Base.** `{base.name}` ({parameters / 1e6:.0f} M parameters), weights sha256 `{base.digest[:16]}`, frozen, {run.dtype}.
+**Base.** `{base.name}` ({parameters / 1e6:.0f} M parameters), weights sha256 `{base.digest[:16]}`, frozen,
+{str(base.model.dtype).removeprefix('torch.')}.
 
 **Trained on.** The scenario of the data card. `sft` on demonstrations of mixed style; `dpo` and `reward` on
 {summary.get("preferences", {}).get("pairs", "?")} pairs of its own answers, judged by the annotators of the annotator

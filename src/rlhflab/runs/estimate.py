@@ -23,7 +23,7 @@ from rlhflab.model.load import model_folder
 from rlhflab.rollout.probe import Probe, fresh_sample_kl
 from rlhflab.rollout.scoring import score_trees
 from rlhflab.runs import sources
-from rlhflab.runs.lab import Lab, sized
+from rlhflab.runs.lab import Lab, settled
 from rlhflab.runs.preferences import SAMPLES
 from rlhflab.runs.rehearsal import Item, Rehearsal, peak_bytes, step_seconds
 from rlhflab.runs.stages import NORMALISED_ON, check_choices
@@ -87,7 +87,7 @@ def describe_run(run: Run) -> dict[str, Any]:
     folder, _ = model_folder(run.model)
     chat = ChatFormat(AutoTokenizer.from_pretrained(folder))
     device = run.device if run.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    run = sized(run, device)
+    run = settled(run, device)
     held = _resident(device) + _weights(folder, run.dtype)
     work = work_of(run, chat)
     rehearsal = Rehearsal(run=run, config=AutoConfig.from_pretrained(folder), chat=chat, device=device)
@@ -106,6 +106,7 @@ def within_memory(run: Run, lab: Lab) -> Run:
     if run.memory_gb is None:
         return run
     device = str(lab.model.device)
+    run = settled(run, device)
     rehearsal = Rehearsal(run=run, config=lab.model.base.model.config, chat=lab.chat, device=device)
     held = _resident(device) if lab.model.device.type == "cpu" else float(torch.cuda.memory_allocated(device))
     run = fitted(rehearsal, work_of(run, lab.chat), held=held)

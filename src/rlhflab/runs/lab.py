@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rlhflab.config import Run
 from rlhflab.data.chat import ChatFormat
 from rlhflab.errors import ConfigError
+from rlhflab.model.load import native_dtype
 from rlhflab.model.shared import HEAD, SharedModel
 from rlhflab.progress import Progress
 
@@ -18,10 +19,12 @@ GPU_TOKENS = 16384
 """Tokens in one forward pass on a GPU, where a small one takes as long as its kernels take to be launched."""
 
 
-def sized(run: Run, device: str) -> Run:
-    """`run` with micro-batches of the size that suits the device, where it does not say how large they are."""
-    given = "micro_tokens" in run.model_fields_set or not device.startswith("cuda")
-    return run if given else run.model_copy(update={"micro_tokens": GPU_TOKENS})
+def settled(run: Run, device: str) -> Run:
+    """`run` with the dtype and the size of micro-batches that suit the device, where it leaves them open."""
+    chosen: dict[str, Any] = {"dtype": native_dtype(device)} if run.dtype == "auto" else {}
+    if device.startswith("cuda") and "micro_tokens" not in run.model_fields_set:
+        chosen["micro_tokens"] = GPU_TOKENS
+    return run.model_copy(update=chosen)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +36,7 @@ class Lab:
     progress: Progress
 
     @classmethod
-    def load(cls, name: str, *, dtype: str = "bfloat16", device: str = "auto", quantize: str | None = None,
+    def load(cls, name: str, *, dtype: str = "auto", device: str = "auto", quantize: str | None = None,
              progress: Progress) -> "Lab":
         """The model `name`, ready for roles."""
         model = SharedModel.load(name, dtype=dtype, device=device, quantize=quantize)

@@ -24,7 +24,7 @@ from rlhflab.rollout.probe import Probe
 from rlhflab.rollout.rewards import Mixture, make_reward, reward_source
 from rlhflab.runs import sources
 from rlhflab.runs.folder import RunFolder
-from rlhflab.runs.lab import Lab, sized
+from rlhflab.runs.lab import Lab, settled
 from rlhflab.runs.probes import first_step, reread_roles, scores_by_batch, trained_ends
 from rlhflab.runs.reward_measures import measure_role
 from rlhflab.runs.watch import (
@@ -182,7 +182,7 @@ STAGES: dict[str, Callable[..., Summary]] = {
 
 def run_stage(run: Run, lab: Lab, folder: RunFolder) -> Summary:
     """Train as `run` says; writes config, metrics, roles and summary into `folder`. Goes on from its checkpoint."""
-    run = sized(run, str(lab.model.device))
+    run = settled(run, str(lab.model.device))
     folder.write_yaml("config.yaml", {"kind": run.kind, **run.model_dump(mode="json")})
     lab.model.recompute_activations(run.recompute)
     torch.manual_seed(run.seed)  # dropout draws from the global generator
