@@ -139,7 +139,8 @@ def peak_gb() -> float:
 
 def read_rows(path: str) -> list[dict[str, Any]]:
     """The objects of a JSONL file."""
-    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    with Path(path).open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
 
 
 def serve(tasks: Mapping[str, Callable[[Job], Result]]) -> None:

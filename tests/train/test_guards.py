@@ -147,3 +147,9 @@ def test_a_true_reference_reads_the_same_bits_in_bf16_whatever_it_was_stored_wit
     assert isinstance(run, DpoRun)
     first = next(train_dpo(run, model, preferences, reference="reference"))
     assert first.metrics["start_kl"] == 0
+
+
+def test_a_role_that_has_learnt_nothing_may_differ_by_what_moves_no_preference() -> None:
+    refuse_batch_gap({"batch_gap_mean": 0.019}, sigma=0.05, dtype=torch.bfloat16)
+    with pytest.raises(RunError, match=r"0\.021, limit 0\.02"):
+        refuse_batch_gap({"batch_gap_mean": 0.021}, sigma=0.05, dtype=torch.bfloat16)

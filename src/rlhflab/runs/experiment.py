@@ -128,18 +128,19 @@ class Experiment:
         """Do the arms that no other process does, until all are done."""
         order = sorted((place, seed, name) for seed in self.protocol.seeds
                        for place, name in enumerate(self.protocol.arms) if name in self.arms_of(seed))
-        while waiting := [(name, seed) for _, seed, name in order if not self.answers_of(name, seed).is_file()]:
+        parts = [("start", self.protocol.seeds[0]), *((name, seed) for _, seed, name in order)]
+        while waiting := [part for part in parts if not self.answers_of(*part).is_file()]:
             if not any(self.claimed(name, seed) for name, seed in waiting):
                 time.sleep(PAUSE)
 
     def claimed(self, name: str, seed: int) -> bool:
-        """Do an arm, if what it needs is there and nobody else does it. Whether it was done here."""
-        relabels = ARMS[name].labels in ("targeted", "random")
+        """Do an arm, or evaluate the start, if what it needs is there and nobody else does. Whether it was done."""
+        relabels = name != "start" and ARMS[name].labels in ("targeted", "random")
         if relabels and not RunFolder(self.run_folder("hack", seed)).has("summary.json"):
             return False
         with claim(self.home(seed) / f".{name}.lock", wait=False) as mine:
             if mine:
-                self.arm(name, seed)
+                self.evaluate(name, seed) if name == "start" else self.arm(name, seed)
         return mine
 
     def arms_of(self, seed: int) -> list[str]:

@@ -78,7 +78,8 @@ class RunFolder:
         """The rows of a JSONL file; none where it is missing. A last line cut off by a kill does not count."""
         path = self.path / name
         whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n") if path.is_file() else ("", "", "")
-        return [json.loads(line) for line in whole.splitlines()]
+        # Not splitlines: an answer may hold one of Unicode's own line separators, which JSON leaves as they are.
+        return [json.loads(line) for line in whole.split("\n") if line]
 
     def cut(self, name: str, keep: Callable[[dict[str, Any]], bool]) -> None:
         """Leave in a JSONL file only the rows to `keep`, in one go."""
