@@ -131,10 +131,10 @@ def oasst_form() -> Form:
 @data_format("scored", needs=("completions",), source="arXiv:2310.01377")
 def scored_form() -> Form:
     """One prompt and several answers with scores, as UltraFeedback: every two scored answers are a comparison."""
-    return Form(fits=lambda values: isinstance(values.get("completions", values.get("responses")), list),
-                read=_scored,
-                example={"instruction": ASK, "completions": [{"response": GOOD, "overall_score": 9.0, "model": "small"},
-                                                             {"response": BAD, "overall_score": 2.5, "model": "large"}]})
+    return Form(fits=lambda values: bool({"completions", "responses"} & set(values)), read=_scored,
+                example={"instruction": ASK, "completions": [
+                    {"response": GOOD, "overall_score": 9.0, "model": "small"},
+                    {"response": BAD, "overall_score": 2.5, "model": "large"}]})
 
 
 @data_format("sharegpt", needs=("conversations",))
@@ -148,7 +148,7 @@ def sharegpt_form() -> Form:
 
 @data_format("alpaca", needs=("instruction",))
 def alpaca_form() -> Form:
-    """Alpaca as LLaMA-Factory takes it: `instruction`, `input`, and `chosen` and `rejected`, or `output` and `kto_tag`."""
+    """Alpaca as LLaMA-Factory takes it: `instruction` with `chosen` and `rejected`, or with `output` and `kto_tag`."""
     return Form(fits=lambda values: "instruction" in values and bool({"output", "chosen", "rejected"} & set(values)),
                 read=lambda row: [_alpaca(row)], holds=PreferencePair, row=_alpaca_row,
                 loses="id, facts, strength and source",
@@ -450,12 +450,16 @@ def _votes(row: Row) -> list[str]:
     return [verdict for verdict, count in votes.items() for _ in range(count)]
 
 
-def _shared_row(judged: Judged) -> Values:
+def _shared_row(judged: Judged) -> Values | None:
+    """A lone verdict of nobody known is a label without votes; a comparison that nobody judged has no row."""
     comparison, meta = judged.comparison, dict(judged.meta)
     said = [j for j in judged.judgments if j.verdict != "skip"]
+    if not said:
+        return None
     verdicts = ["tie" if j.verdict == "both_bad" else j.verdict for j in said]
     if any(j.annotator for j in said):
         meta["workers"] = [[j.annotator, verdict] for j, verdict in zip(said, verdicts, strict=True)]
+    votes = {verdict: verdicts.count(verdict) for verdict in ("a", "b", "tie")}
     strengths = {j.strength for j in said} - {1.0}
     strength = meta.pop("strength", strengths.pop() if len(strengths) == 1 else None)
     turns = comparison.prompt.messages
@@ -463,8 +467,7 @@ def _shared_row(judged: Judged) -> Values:
     return {"id": comparison.prompt.id, "source": meta.pop("source", ""),
             "prompt": plain or as_transcript(turns) or turn_rows(turns),
             "response_a": comparison.a, "response_b": comparison.b, "label": winner(judged) or "tie",
-            "votes": {verdict: verdicts.count(verdict) for verdict in ("a", "b", "tie")}, "strength": strength,
-            "meta": meta}
+            "votes": votes if len(said) > 1 or said[0].annotator else None, "strength": strength, "meta": meta}
 
 
 def winner(judged: Judged) -> Verdict | None:
