@@ -107,7 +107,7 @@ class _Conversion:
             for record in self._records(located.item):
                 row = self._form.row(record) if self._form.row else None
                 if row is None:
-                    self.dropped["that the format cannot hold"] += 1
+                    self.dropped["that the format cannot say"] += 1
                 else:
                     self.written += 1
                     yield row
@@ -131,7 +131,7 @@ class _Conversion:
         elif isinstance(item, Thumb) and holds is Conversation and item.good:
             yield _demonstration(item.prompt, item.answer)
         else:
-            self.dropped[NAMES[type(item)]] += 1
+            self.dropped["thumbs down" if isinstance(item, Thumb) and holds is Conversation else NAMES[type(item)]] += 1
 
     def _pairs(self, judged: Judged) -> Iterator[PreferencePair]:
         """The rule's pairs; what gives none is counted by its verdict."""
