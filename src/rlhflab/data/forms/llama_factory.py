@@ -4,7 +4,19 @@ from dataclasses import replace
 from typing import Any
 
 from rlhflab.data.formats import Row, kind_of, shortly, thumb_in
-from rlhflab.data.forms.base import ASK, BAD, BARE_PAIR_LOSES, GOOD, Form, Values, data_format, judged_pair, name_in, objects_in, rest_of
+from rlhflab.data.forms.base import (
+    ASK,
+    BAD,
+    BARE_PAIR_LOSES,
+    GOOD,
+    Form,
+    Values,
+    data_format,
+    judged_pair,
+    name_in,
+    objects_in,
+    rest_of,
+)
 from rlhflab.data.types import Conversation, Judged, PreferencePair, Thumb
 
 
@@ -23,7 +35,7 @@ SHAREGPT_NAMES = {"user": "human", "assistant": "gpt", "system": "system"}
 
 def _sharegpt(row: Row) -> Judged | Thumb | Conversation:
     talk = [_said(row, each, f"conversations[{place}]")
-            for place, each in enumerate(objects_in(row, row.values["conversations"], "conversations"))]
+            for place, each in enumerate(objects_in(row, row.given("conversations"), "conversations"))]
     answers = {key: [_said(row, row.values[key], key)] for key in ("chosen", "rejected") if key in row.values}
     return _factory_item(row, talk, answers, used=("conversations",))
 
@@ -52,7 +64,7 @@ def _alpaca(row: Row) -> Judged | Thumb | Conversation:
     more = name_in(row, "input")
     talk = [turn for question, answer in _history(row)
             for turn in ({"role": "user", "content": question}, {"role": "assistant", "content": answer})]
-    instruction = row.text(row.values.get("instruction"), "instruction")
+    instruction = row.text(row.given("instruction"), "instruction")
     talk.append({"role": "user", "content": f"{instruction}\n{more}" if more else instruction})
     output = row.values.get("output")
     if isinstance(output, list) and len(output) == 2:  # The older way to write a pair.
@@ -60,7 +72,7 @@ def _alpaca(row: Row) -> Judged | Thumb | Conversation:
     else:
         answers = {key: row.values[key] for key in ("chosen", "rejected") if key in row.values}
     if not answers:
-        talk.append({"role": "assistant", "content": row.text(output, "output")})
+        talk.append({"role": "assistant", "content": row.text(row.given("output"), "output")})
     return _factory_item(row, talk, answers, used=("instruction", "input", "output", "history"))
 
 
