@@ -72,10 +72,7 @@ def pair(number: int) -> PreferencePair:
 
 def step(source: Path, target: Path) -> dict:
     started = time.perf_counter()
-    if target.name == "-":
-        rows = sum(1 for _ in read_items(source))
-    else:
-        rows = convert(source, target).rows
+    rows = sum(1 for _ in read_items(source)) if target.name == "-" else convert(source, target).rows
     seconds = time.perf_counter() - started
     return {"rows": rows, "seconds": round(seconds, 2), "rows_per_second": round(rows / seconds),
             "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)}
