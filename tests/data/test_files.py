@@ -112,6 +112,13 @@ def test_a_table_of_another_program_gives_json_values(tmp_path):
     assert row.values == {"day": "2026-03-01", "raw": "b'x'", "turns": [{"role": "user"}]}
 
 
+def test_messages_are_lists_in_parquet_and_what_has_any_shape_is_text(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    write_rows(tmp_path / "mine.parquet", [EXAMPLE], example=EXAMPLE)
+    row, = parquet.read_table(tmp_path / "mine.parquet").to_pylist()
+    assert row == {**EXAMPLE, "meta": '{"deep": [1, null]}'}
+
+
 def test_a_folder_of_datasets_is_read_and_one_of_several_splits_names_them(tmp_path):
     datasets = pytest.importorskip("datasets")
     rows = [{"prompt": "2+2?", "chosen": str(number), "note": None} for number in range(3)]
