@@ -1,0 +1,31 @@
+"""`rlhflab data agreement`: how far the annotators of a file agree, its record and its page."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhflab.analysis.agreement import agreement_record
+from rlhflab.analysis.agreement_page import write_agreement_page
+from rlhflab.data.types import Judged
+from rlhflab.errors import DataError
+from rlhflab.runs.folder import RunFolder
+
+
+def measure_agreement(judged: Sequence[Judged], *, data: str, judges: Sequence[str] = (),
+                      out: Path | None = None) -> dict[str, Any]:
+    """Write `agreement.json` and `agreement.html` into a new folder; returns what the first holds, and where both are.
+
+    DataError where nobody said anything, or where a judge is not among the annotators.
+    """
+    names = {judgment.annotator for each in judged for judgment in each.judgments}
+    unknown = [judge for judge in judges if judge not in names]
+    if unknown:
+        some = ", ".join(sorted(filter(None, names))[:8]) or "nobody by name"
+        raise DataError(f"{data}: no annotator is called {unknown[0]!r}; there are {some}")
+    if not any(judgment.verdict != "skip" and judgment.annotator not in judges
+               for each in judged for judgment in each.judgments):
+        raise DataError(f"{data}: holds no judgment of its {len(judged)} comparisons")
+    record = {"data": data, **agreement_record(judged, judges=judges)}
+    folder = RunFolder.create(out) if out is not None else RunFolder.named("agreement")
+    folder.write_json("agreement.json", record)
+    return {**record, "page": str(write_agreement_page(record, folder.path / "agreement.html"))}
