@@ -4,6 +4,7 @@ Reads records and gives JSON values; no files and no page. A verdict that says n
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ from rlhflab.core.agreement import (
 )
 from rlhflab.core.calibration import flip_rate, noise_ceiling
 from rlhflab.core.stats import Estimate, jackknife, mean_interval
+from rlhflab.data.forms import winner
 from rlhflab.data.types import Judged, Judgment
 
 Record = dict[str, Any]
@@ -237,19 +239,16 @@ def within_one(found: Estimate) -> Estimate:
 # -- a judge beside people -------------------------------------------------------------------------------------------
 
 
-def majority(judgments: Iterable[Judgment]) -> str | None:
-    """The side with more votes than the other and no fewer than there are ties; None where there is none."""
-    said = [judgment.verdict for judgment in judgments]
-    a, b, ties = said.count("a"), said.count("b"), said.count("tie") + said.count("both_bad")
-    return None if a == b or max(a, b) < ties else "a" if a > b else "b"
-
-
 def judge_labels(judged: Sequence[Judged], judge: str) -> list[tuple[Hashable, str, str]]:
-    """(prompt, majority of the others, the judge's verdict) where both take a side."""
+    """(prompt, side that won among the others, the judge's verdict) where both take a side.
+
+    The judge is an annotator, or a key of `meta` that holds its verdict.
+    """
     found: list[tuple[Hashable, str, str]] = []
     for each in judged:
-        said = next((j.verdict for j in reversed(each.judgments) if j.annotator == judge), None)
-        people = majority(j for j in each.judgments if j.annotator != judge)
+        own = [judgment.verdict for judgment in each.judgments if judgment.annotator == judge]
+        said = own[-1] if own else each.meta.get(judge)
+        people = winner(replace(each, judgments=tuple(j for j in each.judgments if j.annotator != judge)))
         if people is not None and said in DECIDED:
             found.append((each.comparison.prompt.messages, people, str(said)))
     return found

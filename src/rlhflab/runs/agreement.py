@@ -6,22 +6,24 @@ from typing import Any
 
 from rlhflab.analysis.agreement import agreement_record
 from rlhflab.analysis.agreement_page import write_agreement_page
-from rlhflab.data.types import Judged
 from rlhflab.errors import DataError
+from rlhflab.progress import Progress
+from rlhflab.runs.comparisons import read_judged
 from rlhflab.runs.folder import RunFolder
 
 
-def measure_agreement(judged: Sequence[Judged], *, data: str, judges: Sequence[str] = (),
-                      out: Path | None = None) -> dict[str, Any]:
+def measure_agreement(path: Path, *, form: str | None = None, judges: Sequence[str] = (), skip_bad: bool = False,
+                      out: Path | None = None, progress: Progress | None = None) -> dict[str, Any]:
     """Write `agreement.json` and `agreement.html` into a new folder; returns what the first holds, and where both are.
 
     DataError where nobody said anything, or where a judge is not among the annotators.
     """
+    judged, data = read_judged(path, form=form, skip_bad=skip_bad, progress=progress), str(path)
     names = {judgment.annotator for each in judged for judgment in each.judgments}
-    unknown = [judge for judge in judges if judge not in names]
+    unknown = [judge for judge in judges if judge not in names and not any(judge in each.meta for each in judged)]
     if unknown:
         some = ", ".join(sorted(filter(None, names))[:8]) or "nobody by name"
-        raise DataError(f"{data}: no annotator is called {unknown[0]!r}; there are {some}")
+        raise DataError(f"{data}: no annotator and no key of meta is called {unknown[0]!r}; the annotators are {some}")
     if not any(judgment.verdict != "skip" and judgment.annotator not in judges
                for each in judged for judgment in each.judgments):
         raise DataError(f"{data}: holds no judgment of its {len(judged)} comparisons")
