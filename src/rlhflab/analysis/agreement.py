@@ -118,7 +118,7 @@ def agreement_record(judged: Sequence[Judged], *, judges: Sequence[str] = ()) ->
         "noise": noise(ballot, skill), "habits": habits(opinions),
         "annotators": annotators(opinions, ballot, skill),
         "confusion": {"verdicts": ballot.verdicts, "all": pooled(ballot, skill)},
-        "judges": {name: against_majority(judge_labels(judged, name)) for name in judges}}
+        "judges": {name: against_majority(judge_labels(judged, name, judges=judges)) for name in judges}}
     return dict(plain_json(record | {"advice": advice(record)}))
 
 
@@ -239,16 +239,18 @@ def within_one(found: Estimate) -> Estimate:
 # -- a judge beside people -------------------------------------------------------------------------------------------
 
 
-def judge_labels(judged: Sequence[Judged], judge: str) -> list[tuple[Hashable, str, str]]:
-    """(prompt, side that won among the others, the judge's verdict) where both take a side.
+def judge_labels(judged: Sequence[Judged], judge: str, *,
+                 judges: Sequence[str] = ()) -> list[tuple[Hashable, str, str]]:
+    """(prompt, side that won among people, the judge's verdict) where both take a side.
 
-    The judge is an annotator, or a key of `meta` that holds its verdict.
+    The judge is an annotator, or a key of `meta` that holds its verdict. Neither it nor the other `judges` are people.
     """
     found: list[tuple[Hashable, str, str]] = []
+    machines = {judge, *judges}
     for each in judged:
         own = [judgment.verdict for judgment in each.judgments if judgment.annotator == judge]
         said = own[-1] if own else each.meta.get(judge)
-        people = winner(replace(each, judgments=tuple(j for j in each.judgments if j.annotator != judge)))
+        people = winner(replace(each, judgments=tuple(j for j in each.judgments if j.annotator not in machines)))
         if people is not None and said in DECIDED:
             found.append((each.comparison.prompt.messages, people, str(said)))
     return found
