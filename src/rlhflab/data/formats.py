@@ -56,6 +56,13 @@ class Row:
         """The error that says what is wrong with `key`."""
         return DataError(f"{self.path}:{self.line}: {key!r} {problem}")
 
+    def given(self, key: str) -> Any:
+        """The value of a key that has to be there."""
+        value = self.values.get(key)
+        if value is None:
+            raise self.wrong(key, "is missing")
+        return value
+
     def text(self, value: object, key: str) -> str:
         """`value`, if it is text with something in it."""
         if not isinstance(value, str):
@@ -86,18 +93,14 @@ class Row:
 
     def prompt(self, key: str = "prompt") -> tuple[Message, ...]:
         """The turns up to the answer: text is one user turn."""
-        value = self.values.get(key)
-        if value is None:
-            raise self.wrong(key, "is missing")
+        value = self.given(key)
         if isinstance(value, str):
             return (Message(role="user", content=self.text(value, key)),)
         return self.ending(self.messages(value, key), "user", key)
 
     def answer(self, key: str) -> tuple[tuple[Message, ...], str]:
         """The answer, and the turns before it where `key` holds a conversation."""
-        value = self.values.get(key)
-        if value is None:
-            raise self.wrong(key, "is missing")
+        value = self.given(key)
         if isinstance(value, str):
             return (), self.text(value, key)
         turns = self.ending(self.messages(value, key), "assistant", key)
@@ -166,10 +169,8 @@ def read_rows(path: Path, *, bad: Told | None = None) -> Iterator[Row]:
         try:
             values = _object(path, number, line)
         except DataError as error:
-            if bad is None:
-                raise
+            tell(bad, error)
             found = True
-            bad(error)
             continue
         if values is not None:
             found = True
@@ -372,9 +373,12 @@ def first_line(error: Exception) -> str:
 
 def tell(bad: Told | None, error: DataError, cause: Exception | None = None) -> None:
     """Tell `bad`, or raise where nobody listens."""
-    if bad is None:
+    if bad is not None:
+        bad(error)
+    elif cause is not None:
         raise error from cause
-    bad(error)
+    else:
+        raise error
 
 
 def turn_rows(messages: Iterable[Message]) -> list[dict[str, str]]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhflab.data.forms import judged_form
+from rlhflab.data.forms.own import judged_form
 from rlhflab.data.reading import read_items
 from rlhflab.data.types import Judged
 from rlhflab.errors import DataError
