@@ -18,7 +18,7 @@ from rlhflab.analysis.reward_quality import ordered_by_length
 from rlhflab.config import RewardRun, make_run
 from rlhflab.data.chat import ChatFormat
 from rlhflab.data.reading import pairs_of
-from rlhflab.data.types import PreferencePair
+from rlhflab.data.types import Message, PreferencePair, Prompt
 from rlhflab.model.load import model_folder
 from rlhflab.model.shared import SharedModel
 from rlhflab.progress import Progress
@@ -40,6 +40,7 @@ def rows(piece: Piece) -> dict[str, Any]:
     prompts = sorted({pair.prompt.messages for pair in pairs}, key=repr)
     Random(piece.seed).shuffle(prompts)
     apart = set(prompts[:max(1, round(APART[piece.everything] * len(prompts)))])
+    cut = Cut(chat, piece)
     facts: dict[str, Any] = {"model": str(model_folder(piece.model)[0]), "pairs": len(pairs)}
     for part, most in (("train", piece.pairs), ("held_out", piece.held_out)):
         of_part = [pair for pair in pairs if (pair.prompt.messages in apart) == (part == "held_out")]
@@ -47,7 +48,7 @@ def rows(piece: Piece) -> dict[str, Any]:
         for pair in in_turn(of_part, piece.seed):
             if len(kept) == most and not piece.everything:
                 break
-            if (row := row_of(chat, pair, piece)) is not None:
+            if (row := cut.row(pair)) is not None:
                 kept.append(row)
         facts[part] = {"of": len(of_part), "rows": len(kept), "cut": sum(row["cut"] for row in kept)}
         (Path(piece.folder) / f"{part}.jsonl").write_text(
@@ -71,20 +72,41 @@ def in_turn(pairs: Sequence[PreferencePair], seed: int) -> Iterator[PreferencePa
         yield from (queue[place] for queue in queues if place < len(queue))
 
 
-def row_of(chat: ChatFormat, pair: PreferencePair, piece: Piece) -> dict[str, Any] | None:
-    """The row of a pair; None where it cannot be cut, or would have other tokens in one string than in parts."""
-    prompt = cut_prompt(chat, pair.prompt, piece.prompt_tokens)
-    chosen, rejected = (cut_answer(chat, text, piece.answer_tokens) for text in (pair.chosen, pair.rejected))
-    if prompt is None or not chosen or not rejected or chosen == rejected:
-        return None
-    text = chat.tokenizer.decode(chat.prompt(prompt))
-    if any(ids_of(chat, text + side + chat.turn_end) != [*chat.prompt(prompt), *chat.answer(side)]
-           for side in (chosen, rejected)):
-        return None
-    cut = prompt != pair.prompt or (chosen, rejected) != (pair.chosen.strip(), pair.rejected.strip())
-    return {"id": pair.prompt.id, "prompt_id": hashlib.sha256(repr(pair.prompt.messages).encode()).hexdigest()[:16],
-            "messages": [{"role": m.role, "content": m.content} for m in prompt.messages], "prompt": text,
-            "chosen": chosen, "rejected": rejected, "cut": cut}
+class Cut:
+    """Cuts pairs to the lengths of a piece, each prompt once."""
+
+    def __init__(self, chat: ChatFormat, piece: Piece) -> None:
+        self.chat, self.piece = chat, piece
+        self._prompts: dict[tuple[Message, ...], tuple[Prompt, list[int], str] | None] = {}
+
+    def row(self, pair: PreferencePair) -> dict[str, Any] | None:
+        """The row of a pair; None where it cannot be cut, or would have other tokens in one string than in parts."""
+        shown = self._prompt(pair.prompt)
+        chosen, rejected = (cut_answer(self.chat, text, self.piece.answer_tokens)
+                            for text in (pair.chosen, pair.rejected))
+        if shown is None or not chosen or not rejected or chosen == rejected:
+            return None
+        prompt, ids, text = shown
+        if any(ids_of(self.chat, text + side + self.chat.turn_end) != [*ids, *self.chat.answer(side)]
+               for side in (chosen, rejected)):
+            return None
+        cut = prompt.messages != pair.prompt.messages or [chosen, rejected] != [
+            pair.chosen.strip(), pair.rejected.strip()]
+        return {"id": pair.prompt.id, "prompt_id": named(pair), "prompt": text, "chosen": chosen, "rejected": rejected,
+                "messages": [{"role": m.role, "content": m.content} for m in prompt.messages], "cut": cut}
+
+    def _prompt(self, prompt: Prompt) -> tuple[Prompt, list[int], str] | None:
+        """The prompt as it is shown, its tokens, and these as text."""
+        if prompt.messages not in self._prompts:
+            shown = cut_prompt(self.chat, prompt, self.piece.prompt_tokens)
+            ids = [] if shown is None else list(self.chat.prompt(shown))
+            self._prompts[prompt.messages] = None if shown is None else (shown, ids, self.chat.tokenizer.decode(ids))
+        return self._prompts[prompt.messages]
+
+
+def named(pair: PreferencePair) -> str:
+    """A short name of the pair's whole prompt."""
+    return hashlib.sha256(repr(pair.prompt.messages).encode()).hexdigest()[:16]
 
 
 def pairs_in(rows: Sequence[dict[str, Any]]) -> list[PreferencePair]:
@@ -114,7 +136,7 @@ def folds(pairs: Sequence[PreferencePair], seed: int) -> dict[str, Any]:
                            for kept in (False, True))
         found["length"] += ordered_by_length(train, held_out).tolist()
         found["words"] += by_words(train, held_out)
-        found["prompts"] += [hashlib.sha256(repr(pair.prompt.messages).encode()).hexdigest()[:16] for pair in held_out]
+        found["prompts"] += [named(pair) for pair in held_out]
     return found
 
 
