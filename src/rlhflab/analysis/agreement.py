@@ -141,13 +141,13 @@ def noise(ballot: Ballot, skill: Skill) -> Record:
     return {"agreement_on_sides": agreed,
             # A higher agreement is a lower rate, so the bounds change places.
             "flipped": Estimate(flip_rate(agreed.mean), flip_rate(agreed.high), flip_rate(agreed.low), agreed.n),
-            "flipped_dawid_skene": flipped_by_model(ballot),
+            "flipped_dawid_skene": flipped_by_model(ballot, skill),
             "majority_flipped": majority_flipped(decided, skill, sides),
             "noise_ceiling": noise_ceiling(zip(decided.item.tolist(), (decided.value == sides[0]).tolist(),
                                                strict=True))}
 
 
-def flipped_by_model(ballot: Ballot) -> Estimate:
+def flipped_by_model(ballot: Ballot, skill: Skill) -> Estimate:
     """Share of opinions with a side, on comparisons whose truth has one, that took the other, by Dawid and Skene.
 
     The interval leaves out groups of items and fits the model again.
@@ -162,7 +162,7 @@ def flipped_by_model(ballot: Ballot) -> Estimate:
         item, annotator, value = (np.array(column, dtype=np.int64) for column in zip(*rows, strict=True))
         some = Votes(item=item, annotator=annotator, value=value, items=votes.items, annotators=votes.annotators,
                      categories=votes.categories)
-        truth = dawid_skene(some).truth[item]
+        truth = dawid_skene(some, start=skill.truth).truth[item]
         takes = np.isin(value, (a, b))
         other = np.where(value == a, b, a)
         wrong = truth[np.arange(len(item)), other][takes].sum()

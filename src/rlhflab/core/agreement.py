@@ -189,14 +189,16 @@ class Skill(NamedTuple):
     """(u, c): probability of each category of each item; the prior for an item without votes."""
 
 
-def dawid_skene(votes: Votes, *, smoothing: float = SMOOTHING, tolerance: float = 1e-6, rounds: int = 500) -> Skill:
+def dawid_skene(votes: Votes, *, start: Array | None = None, smoothing: float = SMOOTHING, tolerance: float = 1e-6,
+                rounds: int = 500) -> Skill:
     """Truth of items and confusion of annotators by EM, from the shares of each verdict (Dawid & Skene 1979).
 
-    Annotators are taken to err independently, given the truth. Errors that they share pass for the truth.
+    Annotators are taken to err independently, given the truth. Errors that they share pass for the truth. `start`: the
+    truth to begin with instead, (u, c).
     """
     counts = votes.counts
     total = counts.sum(1, keepdims=True)
-    truth = np.where(total > 0, counts / np.maximum(total, 1), 1 / votes.categories)
+    truth = np.where(total > 0, counts / np.maximum(total, 1), 1 / votes.categories) if start is None else start
     cell = votes.annotator * votes.categories + votes.value
     for _ in range(rounds):
         said = np.stack([np.bincount(cell, weights=truth[votes.item, true],

@@ -27,6 +27,8 @@ def measure_agreement(path: Path, *, form: str | None = None, judges: Sequence[s
     if not any(judgment.verdict != "skip" and judgment.annotator not in judges
                for each in judged for judgment in each.judgments):
         raise DataError(f"{data}: holds no judgment of its {len(judged)} comparisons")
+    if progress is not None:
+        progress.say(f"Measuring {sum(len(each.judgments) for each in judged)} judgments of {len(names)} annotators ...")
     record = {"data": data, **agreement_record(judged, judges=judges)}
     folder = RunFolder.create(out) if out is not None else RunFolder.named("agreement")
     folder.write_json("agreement.json", record)
