@@ -10,7 +10,7 @@ import pytest
 
 from conftest import SHARED
 from report_pages import EVIL, Page
-from rlhflab.analysis.agreement import advice, agreement_record, judge_labels
+from rlhflab.analysis.agreement import advice, agreement_record, gathered, judge_labels
 from rlhflab.analysis.agreement_page import main_table, write_agreement_page
 from rlhflab.core.calibration import flip_rate
 from rlhflab.data.types import Comparison, Judged, Judgment, Message, Prompt
@@ -75,6 +75,15 @@ def test_of_one_annotator_the_last_word_counts_and_nameless_opinions_all_count()
         Judgment(verdict="b", annotator="")))
     found = agreement_record([corrected])
     assert found["verdicts"] == {"a": 0, "b": 3} and found["agreement"]["raw"]["mean"] == 1
+
+
+def test_rows_of_one_judgment_on_the_same_answers_are_one_comparison() -> None:
+    one, other = judged(1, {"x": "a"}, a="p", b="q"), judged(1, {"y": "a"}, a="q", b="p", shown_first="a")
+    (together,) = gathered([one, other])
+    assert [(j.annotator, j.verdict, j.shown_first) for j in together.judgments] == [("x", "a", None), ("y", "b", "b")]
+    several = judged(1, {"x": "a", "z": "tie"}, a="p", b="q")
+    assert gathered([several, several, one, judged(2, {"y": "b"}, a="p", b="q")])[:2] == [several, several]
+    assert agreement_record(gathered([one, other]))["agreement"]["raw"]["mean"] == 0, "q was better, says the other"
 
 
 def test_strengths_bring_the_interval_alpha_and_a_third_verdict_the_ordinal_one() -> None:

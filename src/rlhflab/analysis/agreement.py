@@ -5,7 +5,7 @@ Reads records and gives JSON values; no files and no page. A verdict that says n
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -32,6 +32,7 @@ Record = dict[str, Any]
 ORDER = ("a", "tie", "both_bad", "b")
 """Verdicts in the order of the ordinal alpha, which puts both that prefer no side into the middle."""
 DECIDED = ("a", "b")
+SWAP: Mapping[str, Literal["a", "b"]] = {"a": "b", "b": "a"}
 MOST_NOISE = 0.45
 """Above this share of flipped labels no loss is named: it would divide by next to nothing."""
 NOBODY = "(no name)"
@@ -75,6 +76,33 @@ def opinions_of(judged: Sequence[Judged], *, without: Iterable[str] = ()) -> lis
         found += [Opinion(item, each, judgment) for judgment in last.values()
                   if judgment.verdict != "skip" and judgment.annotator not in left_out]
     return found
+
+
+def gathered(judged: Iterable[Judged]) -> list[Judged]:
+    """Rows of one judgment each on the same two answers to one prompt as one comparison, whichever came first.
+
+    So files of pairs say who else was asked. A row with several judgments is whole by itself.
+    """
+    whole: list[Judged] = []
+    places: dict[Hashable, int] = {}
+    for each in judged:
+        one = each.comparison
+        key = (one.prompt.messages, *sorted((one.a, one.b)))
+        if len(each.judgments) != 1 or key not in places:
+            if len(each.judgments) == 1:
+                places[key] = len(whole)
+            whole.append(each)
+            continue
+        first = whole[places[key]]
+        said = each.judgments if first.comparison.a == one.a else tuple(map(swapped, each.judgments))
+        whole[places[key]] = replace(first, judgments=(*first.judgments, *said))
+    return whole
+
+
+def swapped(judgment: Judgment) -> Judgment:
+    """The same word on the comparison with its answers the other way round."""
+    verdict, first = SWAP.get(judgment.verdict, judgment.verdict), judgment.shown_first
+    return replace(judgment, verdict=verdict, shown_first=first and SWAP[first])
 
 
 class Ballot(NamedTuple):

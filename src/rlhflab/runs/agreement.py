@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhflab.analysis.agreement import agreement_record
+from rlhflab.analysis.agreement import agreement_record, gathered
 from rlhflab.analysis.agreement_page import write_agreement_page
 from rlhflab.errors import DataError
 from rlhflab.progress import Progress
@@ -18,7 +18,7 @@ def measure_agreement(path: Path, *, form: str | None = None, judges: Sequence[s
 
     DataError where nobody said anything, or where a judge is not among the annotators.
     """
-    judged, data = read_judged(path, form=form, skip_bad=skip_bad, progress=progress), str(path)
+    judged, data = gathered(read_judged(path, form=form, skip_bad=skip_bad, progress=progress)), str(path)
     names = {judgment.annotator for each in judged for judgment in each.judgments}
     unknown = [judge for judge in judges if judge not in names and not any(judge in each.meta for each in judged)]
     if unknown:
@@ -28,7 +28,8 @@ def measure_agreement(path: Path, *, form: str | None = None, judges: Sequence[s
                for each in judged for judgment in each.judgments):
         raise DataError(f"{data}: holds no judgment of its {len(judged)} comparisons")
     if progress is not None:
-        progress.say(f"Measuring {sum(len(each.judgments) for each in judged)} judgments of {len(names)} annotators ...")
+        count = sum(len(each.judgments) for each in judged)
+        progress.say(f"Measuring {count} judgments of {len(names)} annotators ...")
     record = {"data": data, **agreement_record(judged, judges=judges)}
     folder = RunFolder.create(out) if out is not None else RunFolder.named("agreement")
     folder.write_json("agreement.json", record)
