@@ -3,11 +3,14 @@
 import math
 from itertools import combinations
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scipy import stats
 
 from rlhflab.core.stats import (
     best_of_n,
+    bootstrap_totals,
     difference,
     holm,
     jackknife,
@@ -135,3 +138,23 @@ def test_the_jackknife_leaves_out_whole_clusters() -> None:
     thrice = jackknife(lambda x: sum(x) / len(x), {i: [v] * 3 for i, v in enumerate(values)})
     assert thrice[:3] == pytest.approx(once[:3]) and thrice.n == 15
     assert jackknife(sum, {"p": [1.0]}).high == math.inf
+
+
+def test_the_bootstrap_of_totals_is_that_of_a_ratio_of_means() -> None:
+    random = np.random.default_rng(1)
+    parts = random.normal(3.0, 1.0, 400)
+    sums = np.column_stack([np.ones(400), parts])
+    found = bootstrap_totals(sums, lambda sums: sums[:, 1] / sums[:, 0], n=400)
+    normal = mean_interval(parts.tolist())
+    assert found is not None and found.mean == pytest.approx(normal.mean) and found.n == 400
+    assert (found.low, found.high) == pytest.approx((normal.low, normal.high), abs=0.015)
+
+
+def test_the_bootstrap_of_totals_says_nothing_where_it_cannot() -> None:
+    def ratio(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(sums[:, 1] / sums[:, 0])
+
+    one = bootstrap_totals(np.array([[2.0, 1.0]]), ratio, n=1)
+    assert one is not None and one[:3] == (0.5, -math.inf, math.inf), "one cluster has no spread"
+    assert bootstrap_totals(np.zeros((0, 2)), ratio, n=0) is None
+    assert bootstrap_totals(np.zeros((3, 2)), ratio, n=3) is None, "0 / 0"

@@ -1,24 +1,16 @@
 """How often a reward model orders held-out pairs as asked, beside rules that read no meaning. Numbers and text only."""
 
-import re
-from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
-from scipy.sparse import csr_array
-from scipy.special import expit
 
+from rlhflab.analysis.bag_of_words import Vocabulary, fit_preferences
 from rlhflab.core.calibration import Array
 from rlhflab.core.stats import mean_interval
 from rlhflab.data.types import PreferencePair
 from rlhflab.scenarios.base import Scenario
-
-WORD = re.compile(r"\w+|[^\w\s]")
-VOCABULARY = 5000
-"""Words the bag of words knows at most: the commonest of the training answers."""
 
 
 def reward_quality(train: Sequence[PreferencePair], held_out: Sequence[PreferencePair], scores: NDArray[Any],
@@ -69,30 +61,10 @@ def ordered_by_words(train: Sequence[PreferencePair], held_out: Sequence[Prefere
     L2 penalty of half the squared norm on the summed loss (C = 1). The prompt is not read. The fit is convex, so it
     depends on no seed.
     """
-    counts = Counter(word for pair in train for text in (pair.chosen, pair.rejected) for word in set(words(text)))
-    column = {word: i for i, (word, _) in enumerate(counts.most_common(VOCABULARY))}
-    if not column:
+    vocabulary = Vocabulary.of([text for pair in train for text in (pair.chosen, pair.rejected)])
+    if not vocabulary.column:
         return np.full(len(held_out), 0.5)
-    seen = count_differences(train, column)
-
-    def loss(weights: Array) -> tuple[float, Array]:
-        gaps = seen @ weights
-        return (float(np.logaddexp(0, -gaps).sum() + weights @ weights / 2),
-                np.asarray(weights - seen.T @ expit(-gaps)))
-
-    weights = minimize(loss, np.zeros(len(column)), jac=True, method="L-BFGS-B").x
-    gaps: Array = count_differences(held_out, column) @ weights
+    seen, unseen = (vocabulary.counts(pair.chosen for pair in pairs) - vocabulary.counts(
+        pair.rejected for pair in pairs) for pairs in (train, held_out))
+    gaps: Array = unseen @ fit_preferences(seen)
     return 0.5 + 0.5 * np.sign(np.round(gaps, 9))
-
-
-def count_differences(pairs: Sequence[PreferencePair], column: dict[str, int]) -> Any:
-    """Sparse (pairs, words): how much oftener each known word stands in the chosen answer than in the other."""
-    found = [(row, column[word], sign) for row, pair in enumerate(pairs)
-             for sign, text in ((1.0, pair.chosen), (-1.0, pair.rejected)) for word in words(text) if word in column]
-    rows, columns, values = zip(*found, strict=True) if found else ((), (), ())
-    return csr_array((values, (rows, columns)), shape=(len(pairs), len(column)))  # equal places are added up
-
-
-def words(text: str) -> list[str]:
-    """Words and signs in lower case."""
-    return WORD.findall(text.lower())

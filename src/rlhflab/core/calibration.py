@@ -5,7 +5,7 @@ NumPy and SciPy only.
 
 from collections.abc import Hashable, Iterable, Sequence
 from itertools import groupby
-from math import comb
+from math import comb, sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
 
-from rlhflab.core.stats import Estimate, mean_interval
+from rlhflab.core.stats import Estimate, bootstrap_totals, mean_interval
 
 Array = NDArray[np.float64]
 KNOTS = 21
@@ -157,13 +157,14 @@ def length_correlation(scores: Array, lengths: Array, prompts: Sequence[Hashable
             for values in (scores, lengths))
     if min(float((x * x).sum()), float((y * y).sum())) < 1e-12:
         return None
-    moments = np.stack([np.bincount(member, each) for each in (np.ones_like(x), x, y, x * x, y * y, x * y)], axis=1)
-    drawn = np.random.default_rng(seed).multinomial(counts.size, np.full(counts.size, 1 / counts.size), size=draws)
-    with np.errstate(invalid="ignore", divide="ignore"):  # a draw in which nothing varies has no correlation
-        n, sx, sy, xx, yy, xy = np.concatenate([moments.sum(0, keepdims=True), drawn @ moments]).T
-        found = (xy - sx * sy / n) / np.sqrt((xx - sx * sx / n) * (yy - sy * sy / n))
-    low, high = np.nanquantile(found[1:], [0.025, 0.975])
-    return Estimate(float(found[0]), float(low), float(high), int(x.size))
+    moments: Array = np.stack([np.bincount(member, each).astype(float) for each in (
+        np.ones_like(x), x, y, x * x, y * y, x * y)], axis=1)
+
+    def correlation(sums: Array) -> Array:
+        n, sx, sy, xx, yy, xy = sums.T
+        return np.asarray((xy - sx * sy / n) / np.sqrt((xx - sx * sx / n) * (yy - sy * sy / n)))
+
+    return bootstrap_totals(moments, correlation, n=int(x.size), draws=draws, seed=seed)
 
 
 class Ceiling(NamedTuple):
@@ -182,8 +183,7 @@ class Ceiling(NamedTuple):
 def noise_ceiling(opinions: Iterable[tuple[Hashable, bool]]) -> Ceiling | None:
     """From `(comparison, verdict)` of each opinion; None where no comparison has two.
 
-    Two annotators who each err with probability e agree with A = e^2 + (1 - e)^2, so e = (1 - sqrt(2A - 1)) / 2. At an
-    agreement of a half or below, e is a half.
+    Two annotators who each err with probability e agree with A = e^2 + (1 - e)^2, which `flip_rate` turns round.
     """
     numbers: dict[Hashable, int] = {}
     numbered = sorted((numbers.setdefault(comparison, len(numbers)), verdict) for comparison, verdict in opinions)
@@ -193,5 +193,10 @@ def noise_ceiling(opinions: Iterable[tuple[Hashable, bool]]) -> Ceiling | None:
         return None
     equal = sum(comb(yes, 2) + comb(n - yes, 2) for n, yes in repeated)
     agreement = equal / sum(comb(n, 2) for n, _ in repeated)
-    flipped = (1 - max(0.0, 2 * agreement - 1) ** 0.5) / 2
+    flipped = flip_rate(agreement)
     return Ceiling(agreement, flipped, 1 - flipped, len(repeated))
+
+
+def flip_rate(agreement: float) -> float:
+    """The e of two annotators who agree with A = e^2 + (1 - e)^2; a half where they agree no oftener than coins do."""
+    return (1 - sqrt(max(0.0, 2 * agreement - 1))) / 2

@@ -11,6 +11,8 @@ from scipy import stats
 T = TypeVar("T")
 GROUPS = 20
 """Groups of clusters that the jackknife leaves out one by one, at most."""
+CLUSTERS = 2000
+"""Clusters that the bootstrap draws from, at most; more are put together."""
 
 
 class Estimate(NamedTuple):
@@ -155,6 +157,30 @@ def jackknife(statistic: Callable[..., float], *samples: Mapping[Hashable, Seque
         variance += (len(sample) - 1) / len(sample) * float(((without - without.mean()) ** 2).sum())
     half = float(stats.t.ppf(0.975, min(map(len, groups)) - 1)) * variance**0.5
     return Estimate(value, value - half, value + half, len(whole[0]))
+
+
+def bootstrap_totals(sums: NDArray[np.float64], statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]], *,
+                     n: int, draws: int = 2000, seed: int = 0) -> Estimate | None:
+    """`statistic` of totals over clusters, with a 95 % percentile interval from drawing clusters (Efron 1979).
+
+    `sums`: (clusters, s), what each cluster adds to each of s totals. `statistic` takes (draws, s) and gives one value
+    a draw. None where it has no value on the whole; one cluster says nothing about spread, so its interval is the line.
+    """
+    if not len(sums):
+        return None
+    clusters = min(CLUSTERS, len(sums))
+    together = np.zeros((clusters, sums.shape[1]))
+    np.add.at(together, np.arange(len(sums)) % clusters, sums)
+    drawn = np.random.default_rng(seed).multinomial(clusters, np.full(clusters, 1 / clusters), size=draws)
+    with np.errstate(invalid="ignore", divide="ignore"):  # a draw in which nothing varies may have no value
+        found = statistic(np.concatenate([together.sum(0, keepdims=True), drawn @ together]))
+    if not np.isfinite(found[0]):
+        return None
+    known = found[1:][np.isfinite(found[1:])]
+    if clusters < 2 or not known.size:
+        return Estimate(float(found[0]), float("-inf"), float("inf"), n)
+    low, high = np.quantile(known, [0.025, 0.975])
+    return Estimate(float(found[0]), float(low), float(high), n)
 
 
 def _groups(sample: Mapping[Hashable, Sequence[T]]) -> list[list[T]]:

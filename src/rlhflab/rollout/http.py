@@ -74,7 +74,7 @@ def http_reward(policy: SharedModel, micro_tokens: int, *, url: str = "", batch:
     with the token a server asks for (`Authorization: Bearer ...`); the token itself is written nowhere.
     """
     checked_url(url, where="reward.url")
-    headers = {} if token_env is None else _authorization(token_env)
+    headers = {} if token_env is None else authorization(token_env, where="reward.token_env")
 
     def score(rollouts: Sequence[Rollout]) -> list[Score]:
         parts = [rollouts[start:start + batch] for start in range(0, len(rollouts), batch)]
@@ -91,13 +91,16 @@ def http_reward(policy: SharedModel, micro_tokens: int, *, url: str = "", batch:
     return score
 
 
-def _authorization(variable: str) -> dict[str, str]:
-    """The header with the token in an environment variable. ConfigError says what is wrong, never what it holds."""
+def authorization(variable: str, *, where: str) -> dict[str, str]:
+    """The header with the token in an environment variable. ConfigError says what is wrong, never what it holds.
+
+    `where`: the key or flag that names the variable.
+    """
     token = os.environ.get(variable, "").strip()
     if not token:
-        raise ConfigError(f"reward.token_env: the environment variable {variable} is not set; it has to hold the token")
+        raise ConfigError(f"{where}: the environment variable {variable} is not set; it has to hold the token")
     if not (token.isascii() and token.isprintable()):
-        raise ConfigError(f"reward.token_env: the token in {variable} has characters that no header can hold")
+        raise ConfigError(f"{where}: the token in {variable} has characters that no header can hold")
     return {"Authorization": f"Bearer {token}"}
 
 

@@ -20,6 +20,7 @@ from rlhflab.rollout.scoring import Reward
 
 Ask = Callable[[Sequence[Prompt]], Sequence[str | None]]
 """What the judge writes to each prompt; None where the prompt is longer than it can read."""
+CRITERIA = "Judge how correct, helpful and short each answer is."
 QUESTION = """\
 Two assistants answered the conversation below. {criteria}
 
@@ -38,7 +39,7 @@ LETTER = re.compile(r"\W*(?:answer\s+)?([ab])\W*", re.IGNORECASE)
 
 def judge_reward(policy: SharedModel, micro_tokens: int, *, model: str | None = None, adapter: str | None = None,
                  against: Literal["samples", "reference"] = "samples", key: str = "value",
-                 criteria: str = "Judge how correct, helpful and short each answer is.",
+                 criteria: str = CRITERIA,
                  max_new_tokens: Annotated[int, Field(ge=1)] = 4) -> Reward:
     """A model's pairwise verdicts: the share of comparisons that an answer wins, in [0, 1].
 
@@ -52,6 +53,12 @@ def judge_reward(policy: SharedModel, micro_tokens: int, *, model: str | None = 
     if adapter is not None:
         role = "judge"
         judging.load_role(role, Path(adapter))
+    ask, by = model_ask(judging, role=role, max_new_tokens=max_new_tokens), f"judge:{judging.base.name}"
+    return lambda rollouts: judged(rollouts, ask, against=against, key=key, criteria=criteria, by=by)
+
+
+def model_ask(judging: SharedModel, *, role: str | None, max_new_tokens: int) -> Ask:
+    """What a loaded model writes, greedily; nothing to a prompt that is too long for it."""
     chat = ChatFormat(judging.tokenizer)
 
     def ask(questions: Sequence[Prompt]) -> list[str | None]:
@@ -61,8 +68,7 @@ def judge_reward(policy: SharedModel, micro_tokens: int, *, model: str | None = 
                               max_new_tokens=max_new_tokens) if fitting else [])
         return [next(answers).text if fits else None for fits in fit]
 
-    by = f"judge:{judging.base.name}"
-    return lambda rollouts: judged(rollouts, ask, against=against, key=key, criteria=criteria, by=by)
+    return ask
 
 
 class Duel(NamedTuple):
@@ -92,12 +98,17 @@ def judged(rollouts: Sequence[Rollout], ask: Ask, *, against: Literal["samples",
     duels = list(dict.fromkeys(Duel.of(rollout.prompt, rollout.text, other)
                                for rollout, others in zip(rollouts, opponents, strict=True)
                                for other in others if other != rollout.text))
-    questions = [question(each, criteria) for duel in duels for each in (duel, Duel(duel.messages, duel.b, duel.a))]
-    written = ask(questions) if questions else []
-    verdicts = {duel: verdict(duel, *written[2 * i:2 * i + 2]) for i, duel in enumerate(duels)}
+    verdicts = dict(zip(duels, decide(duels, ask, criteria), strict=True))
     return [_share_won(rollout, others, verdicts, by, nobody=f"row {rollout.prompt.id} has no text at {key!r} of its "
                        "facts" if against == "reference" else "there is no other sample for this prompt")
             for rollout, others in zip(rollouts, opponents, strict=True)]
+
+
+def decide(duels: Sequence[Duel], ask: Ask, criteria: str) -> list[Verdict]:
+    """Who wins each duel, asked in both orders."""
+    questions = [question(each, criteria) for duel in duels for each in (duel, Duel(duel.messages, duel.b, duel.a))]
+    written = ask(questions) if questions else []
+    return [verdict(duel, *written[2 * i:2 * i + 2]) for i, duel in enumerate(duels)]
 
 
 def question(duel: Duel, criteria: str) -> Prompt:
