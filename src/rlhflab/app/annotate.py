@@ -18,7 +18,7 @@ from fastapi.responses import FileResponse, RedirectResponse, Response
 from rlhflab.analysis.page import TEMPLATES
 from rlhflab.app.server import Access, Pages
 from rlhflab.core.stats import Estimate, mean_interval
-from rlhflab.data.store import Assignment, Opinion, Plan, Said, Store
+from rlhflab.data.store import RECENT, Assignment, Opinion, Plan, Said, Store
 from rlhflab.errors import DataError
 
 TAGS: Mapping[str, str] = {
@@ -161,7 +161,8 @@ def _add_progress(pages: Pages, desk: Desk) -> None:
     def progress(request: Request) -> Response:
         person = pages.known(request)
         return pages.show("progress.html.j2", person=person, desk=desk, done=desk.store.done_by(person),
-                          waiting=desk.store.waiting(), overlap=desk.store.overlap, rates=agreement(desk.store, person))
+                          waiting=desk.store.waiting(), overlap=desk.store.overlap, recent=RECENT,
+                          rates=agreement(desk.store, person))
 
 
 def _add_conflicts(pages: Pages, desk: Desk) -> None:

@@ -1,7 +1,7 @@
-"""What every page of the lab shares: who may look, what a page may load, how large a request may be, and the server.
+"""What every page of the lab shares: who may look, what a page may load, how large a request may be, the server.
 
-Pages are whole HTML from templates, with a script and styles of their own; nothing is loaded from elsewhere. What a page
-is about is not here.
+Pages are whole HTML from templates, with a script and styles of their own; nothing is loaded from elsewhere. What a
+page is about is not here.
 """
 
 import base64
