@@ -9,6 +9,7 @@ missing, doubled or given to too many.
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -17,18 +18,19 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from random import Random
 
 import httpx
 import numpy as np
+import psutil
 
 from rlhflab.data.store import Item, Store
 from rlhflab.data.types import Message, Prompt
 
 HIDDEN = re.compile(r'name="(form_key|assignment|submission)" value="([^"]*)"')
-ANSWER = "The garage closes at {} pm on weekdays. On Sundays it stays closed, as the note says in its second line. " * 4
+ANSWER = "The garage closes at {0} pm on weekdays. On Sundays it stays closed, as the note says in its last line. " * 4
 TOKEN = "0123456789abcdef0123456789abcdef"
 LONGEST = 600.0
 """Seconds after which the measurement gives up."""
@@ -42,8 +44,8 @@ def items(n: int) -> Iterator[Item]:
 
 
 @contextmanager
-def served(store: Path, names: list[str], overlap: int) -> Iterator[dict[str, str]]:
-    """The link of each annotator, while a server of its own process answers."""
+def served(store: Path, names: list[str], overlap: int) -> Iterator[tuple[dict[str, str], psutil.Process]]:
+    """The link of each annotator, and the server's process, while it answers."""
     people = [flag for name in names for flag in ("--annotator", name)]
     server = subprocess.Popen([sys.executable, "-m", "rlhflab", "annotate", str(store), *people, "--port", "0",
                                "--token", TOKEN, "--overlap", str(overlap)], stdout=subprocess.PIPE, text=True)
@@ -55,7 +57,7 @@ def served(store: Path, names: list[str], overlap: int) -> Iterator[dict[str, st
             assert line, "the server did not start"
             name, _, link = line.strip().partition(": ")
             links |= {name: link} if name in names else {}
-        yield links
+        yield links, psutil.Process(server.pid)
     finally:
         server.terminate()
         server.wait()
@@ -72,7 +74,7 @@ def entered(link: str) -> httpx.Client:
 def annotate(link: str, n: int, seed: int, pages: list[float], sent: list[float]) -> None:
     """Judge `n` comparisons. Appends the seconds of each page and of each form."""
     draw = Random(seed)
-    with entered(link) as client:
+    with closing(entered(link)) as client:
         for _ in range(n):
             started = time.perf_counter()
             page = client.get("/")
@@ -127,9 +129,12 @@ def main() -> int:
         Store.open(path).close()
         said["opened in s"] = round(time.perf_counter() - started, 2)
         names = [f"annotator{i}" for i in range(asked.annotators)]
-        with served(path, names, asked.overlap) as links:
-            pages, sent, alone = together({names[0]: links[names[0]]}, 200)
-            said |= {"one annotator, page ms": spread(pages), "one annotator, form ms": spread(sent)}
+        with served(path, names, asked.overlap) as (links, server):
+            before = sum(server.cpu_times()[:2])
+            pages, sent, _ = together({names[0]: links[names[0]]}, 200)
+            used = (sum(server.cpu_times()[:2]) - before) * 1000 / 200
+            said |= {"one annotator, page ms": spread(pages), "one annotator, form ms": spread(sent),
+                     "server CPU ms a judgment": round(used, 1), "load of the machine": os.getloadavg()[0]}
             each = asked.judgments // asked.annotators
             pages, sent, took = together(links, each)
             said |= {"all at once, page ms": spread(pages), "all at once, form ms": spread(sent),

@@ -9,6 +9,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,7 @@ def markdown(text: str, *, breaks: bool = False) -> Markup:
     Links lead to web and mail addresses only, and what they open learns nothing of this page. `breaks`: a line of the
     text is a line on the page.
     """
-    reader = MarkdownIt("commonmark", {"html": False, "breaks": breaks}).enable("table").disable("image")
-    reader.validateLink = lambda url: url.lower().startswith(LINKS)  # type: ignore[method-assign]
+    reader = _reader(breaks)
     tokens = reader.parse(text)
     for token in tokens:
         if token.type in ("heading_open", "heading_close"):
@@ -95,3 +95,10 @@ def markdown(text: str, *, breaks: bool = False) -> Markup:
             if inner.type == "link_open":
                 inner.attrs |= {"rel": "noopener noreferrer nofollow", "target": "_blank"}
     return Markup(reader.renderer.render(tokens, reader.options, {}))
+
+
+@cache
+def _reader(breaks: bool) -> MarkdownIt:
+    reader = MarkdownIt("commonmark", {"html": False, "breaks": breaks}).enable("table").disable("image")
+    reader.validateLink = lambda url: url.lower().startswith(LINKS)  # type: ignore[method-assign]
+    return reader

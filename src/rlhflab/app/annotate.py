@@ -6,6 +6,7 @@ see the last.
 
 import random
 import secrets
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,8 @@ class Desk:
     plan: Plan
     news: Callable[[], str] = lambda: ""
     """One line on answers that are still being written, where there are any."""
+    count_every: float = 2.0
+    """Seconds for which the number of waiting comparisons is not counted again for a page."""
 
     @property
     def people(self) -> tuple[str, ...]:
@@ -123,6 +126,7 @@ def _add_entrance(pages: Pages, desk: Desk) -> None:
 
 def _add_judging(pages: Pages, desk: Desk) -> None:
     draw = random.SystemRandom()
+    waiting = remembered(desk.store.waiting, desk.count_every)
 
     @pages.app.get("/")
     def start(request: Request) -> Response:
@@ -131,7 +135,7 @@ def _add_judging(pages: Pages, desk: Desk) -> None:
         last = desk.store.last_said(person)
         common: dict[str, Any] = {
             "person": person, "desk": desk, "last": last, "last_words": last and words(last),
-            "done": desk.store.done_by(person), "waiting": desk.store.waiting(), "news": desk.news()}
+            "done": desk.store.done_by(person), "waiting": waiting(), "news": desk.news()}
         return pages.show("done.html.j2", **common) if given is None else pages.show(
             "judge.html.j2", **common, **shown(given), views=[])
 
@@ -256,6 +260,19 @@ def agreement(store: Store, annotator: str) -> dict[str, Estimate | None]:
                 "other annotators": store.against_others(annotator)}
     return {name: mean_interval([float(same) for _, same in rows], [comparison for comparison, _ in rows])
             if rows else None for name, rows in compared.items()}
+
+
+def remembered(count: Callable[[], int], seconds: float) -> Callable[[], int]:
+    """`count`, asked again only after so many seconds."""
+    value, until = 0, 0.0
+
+    def counted() -> int:
+        nonlocal value, until
+        if time.monotonic() >= until:
+            value, until = count(), time.monotonic() + seconds
+        return value
+
+    return counted
 
 
 def _places(shown_first: str | None) -> dict[str, str]:
