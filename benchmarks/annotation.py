@@ -26,7 +26,8 @@ import httpx
 import numpy as np
 import psutil
 
-from rlhflab.data.store import Item, Store
+from rlhflab.data.judging import Item
+from rlhflab.data.store import Store
 from rlhflab.data.types import Message, Prompt
 
 HIDDEN = re.compile(r'name="(form_key|assignment|submission)" value="([^"]*)"')

@@ -19,7 +19,8 @@ from fastapi.responses import FileResponse, RedirectResponse, Response
 from rlhflab.analysis.page import TEMPLATES
 from rlhflab.app.server import Access, Pages
 from rlhflab.core.stats import Estimate, mean_interval
-from rlhflab.data.store import RECENT, Assignment, Opinion, Plan, Said, Store
+from rlhflab.data.judging import Assignment, Opinion, Plan, Said
+from rlhflab.data.store import RECENT, Store
 from rlhflab.errors import DataError
 
 TAGS: Mapping[str, str] = {

@@ -3,7 +3,8 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
-from rlhflab.data.store import Item, Store
+from rlhflab.data.judging import Item
+from rlhflab.data.store import Store
 from rlhflab.errors import LabError
 
 

@@ -14,7 +14,8 @@ from rlhflab.commands.shared import DEFAULT_MODEL, Count, Json, Seed, print_valu
 from rlhflab.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from rlhflab.data.store import Item, Store
+    from rlhflab.data.judging import Item
+    from rlhflab.data.store import Store
 
 STORE_SUFFIXES = (".sqlite", ".sqlite3", ".db")
 Every = Annotated[int, Parameter(validator=Number(gte=0))]
@@ -56,7 +57,7 @@ def annotate_command(*sources: str, store: str | None = None, annotator: list[st
     _need_app()
     from rlhflab.app.annotate import Desk, annotation_app
     from rlhflab.app.server import Access, address, bind, serve
-    from rlhflab.data.store import Plan, check_name
+    from rlhflab.data.judging import Plan, check_name
 
     name, files = _store_and_sources(store, sources, adapter)
     people = tuple(check_name(each) for each in annotator or [_user()])
@@ -167,7 +168,7 @@ def store_correct_command(store: str, judgment: int, /, *, verdict: Literal[
         as_json: Print the new row's number as JSON.
     """
     _need_app()
-    from rlhflab.data.store import check_name
+    from rlhflab.data.judging import check_name
 
     opened = _opened(store, create=False)
     row = opened.correct(judgment, None if verdict == "none" else verdict, author=check_name(author), why=reason)

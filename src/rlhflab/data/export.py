@@ -9,13 +9,14 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from rlhflab.data.formats import pair_row, prompt_row, thumb_row, write_jsonl
-from rlhflab.data.store import Said, Standing, Store, digest
+from rlhflab.data.judging import Said, Standing, digest
+from rlhflab.data.store import Store
 from rlhflab.data.types import Judged, PreferencePair, Thumb
 from rlhflab.errors import ConfigError, DataError
 
@@ -66,7 +67,10 @@ def export(store: Store, out: Path, *, shape: Shape = "pairs", rule: Rule = Rule
     if not 0 <= rule.min_agreement <= 1:
         raise ConfigError(f"--min-agreement {rule.min_agreement}: must be from 0 to 1")
     counted: Counter[str] = Counter()
-    rows = list(_judged_rows(store) if shape == "judged" else _derived_rows(store, shape, rule, counted))
+    with store.moment() as moment:
+        standings = store.everything(moment)
+        rows = list(_judged_rows(standings) if shape == "judged" else _derived_rows(standings, shape, rule, counted))
+        ledger = _ledger(store.all_said(moment))
     if not rows:
         reasons = ", ".join(f"{n} {why}" for why, n in sorted(counted.items())) or "it is empty"
         raise DataError(f"{store.name}: gives no {shape} ({reasons}); judge some, or choose another rule")
@@ -77,7 +81,7 @@ def export(store: Store, out: Path, *, shape: Shape = "pairs", rule: Rule = Rule
                                                 "min_agreement": rule.min_agreement},
         "left_out": dict(sorted(counted.items())),
         "sha256": hashlib.sha256(out.read_bytes()).hexdigest(),
-        "judgments": _ledger(store)}
+        "judgments": ledger}
     sidecar = out.with_name(out.name.removesuffix(".gz").removesuffix(".jsonl") + ".export.json")
     _write_json(sidecar, record)
     return Export(path=out, sidecar=sidecar, rows=len(rows), record=record)
@@ -125,10 +129,11 @@ def _decisions(said: Sequence[Said], rule: Rule) -> list[Decision | Undecided]:
         Undecided("with too few judgments" if votes else "not judged")]
 
 
-def _derived_rows(store: Store, shape: Shape, rule: Rule, counted: Counter[str]) -> Iterator[Mapping[str, Any]]:
+def _derived_rows(standings: Iterable[Standing], shape: Shape, rule: Rule,
+                  counted: Counter[str]) -> Iterator[Mapping[str, Any]]:
     """One row a decision, in the order in which items came into the store."""
     make: Callable[[Standing, Decision], Mapping[str, Any]] = _pair if shape == "pairs" else _thumb
-    for standing in store.everything():
+    for standing in standings:
         if (standing.item.b is None) == (shape == "pairs"):
             counted["of the other kind"] += 1
         elif standing.item.gold is not None:
@@ -154,9 +159,9 @@ def _thumb(standing: Standing, decision: Decision) -> Mapping[str, Any]:
                            source=decision.source))
 
 
-def _judged_rows(store: Store) -> Iterator[Mapping[str, Any]]:
+def _judged_rows(standings: Iterable[Standing]) -> Iterator[Mapping[str, Any]]:
     """What `intake.read_items` reads back: every item, with the judgments that stand."""
-    for standing in store.everything():
+    for standing in standings:
         item = standing.item
         answers = {"answer": item.a} if item.b is None else {"a": item.a, "b": item.b}
         yield {**prompt_row(item.prompt), **answers, **({} if item.gold is None else {"gold": item.gold}),
@@ -169,10 +174,10 @@ def _said_row(said: Said) -> dict[str, Any]:
             "at": said.at, **({} if said.corrects is None else {"author": said.author, "why": said.why})}
 
 
-def _ledger(store: Store) -> dict[str, Any]:
+def _ledger(written: Iterable[Said]) -> dict[str, Any]:
     """How many rows of judgments there are, and a digest of all of them in the order of writing."""
     whole, rows = hashlib.sha256(), 0
-    for said in store.all_said():
+    for said in written:
         whole.update(digest([said.id, said.comparison_id, said.corrects, said.author, said.why,
                              _said_row(said)]).encode())
         rows += 1

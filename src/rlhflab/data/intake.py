@@ -5,11 +5,22 @@ A file is read whole before anything is stored, so a broken row leaves the store
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from rlhflab.data.formats import ANSWER_KEYS, Row, read_comparisons, read_pairs, read_rows, read_thumbs
-from rlhflab.data.store import Counted, Item, Opinion, Side, Store, Told, check_name, check_opinion
-from rlhflab.data.tables import PAIR_VERDICTS, PURPOSES, SINGLE_VERDICTS
+from rlhflab.data.judging import (
+    PAIR_VERDICTS,
+    SINGLE_VERDICTS,
+    Counted,
+    Item,
+    Opinion,
+    Purpose,
+    Side,
+    Told,
+    check_name,
+    check_opinion,
+)
+from rlhflab.data.store import Store
 from rlhflab.data.types import Prompt
 from rlhflab.errors import LabError
 
@@ -103,7 +114,7 @@ def _judgment(item: Item, row: Row, key: str, value: Any) -> Told:
     if not isinstance(value, dict):
         raise row.wrong(key, "must be an object")
     verdict = _one_of(row, f"{key}.verdict", value.get("verdict"), item.verdicts)
-    purpose: Any = _one_of(row, f"{key}.purpose", value.get("purpose", "judge"), PURPOSES)
+    purpose: Any = _one_of(row, f"{key}.purpose", value.get("purpose", "judge"), get_args(Purpose))
     shown: Side | None = value.get("shown_first")
     if shown not in (None, "a", "b"):
         raise row.wrong(f"{key}.shown_first", f"must be a or b, found {shown!r}")

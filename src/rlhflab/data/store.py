@@ -4,166 +4,45 @@ Judgments are only appended. A correction is a new row that names the row it rep
 counts is the last row of each such chain. How pairs are made of judgments is in `export`, what people see is in `app`.
 """
 
-import hashlib
 import json
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import Any, Literal, NamedTuple, Self, TypeVar, cast, get_args
+from typing import Any, Self, TypeVar
 
 import sqlalchemy as sa
 
 from rlhflab.data import tables as t
-from rlhflab.data.types import Comparison, Judgment, Message, Prompt, Verdict
-from rlhflab.errors import ConfigError, DataError
+from rlhflab.data.judging import (
+    LONGEST_REASON,
+    Assignment,
+    Counted,
+    Item,
+    Opinion,
+    Plan,
+    Purpose,
+    Said,
+    Side,
+    Standing,
+    Told,
+    check_name,
+    check_opinion,
+    sides_turned,
+)
+from rlhflab.data.types import Message, Prompt
+from rlhflab.errors import DataError
 
 T = TypeVar("T")
-Side = Literal["a", "b"]
-Purpose = Literal["judge", "repeat", "adjudicate"]
-
 CHUNK = 500
 """Rows read or written at one time."""
 REPEAT_AFTER = 20
 """Judgments between one and the same asked again, at least."""
 RECENT = 500
 """Shared comparisons, the latest, from which an annotator's agreement with others is taken."""
-LONGEST_REASON = 4000
-"""Characters of a reason."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Item:
-    """Two answers to a prompt, or a single one, that somebody is to judge."""
-
-    prompt: Prompt
-    a: str
-    b: str | None = None
-    """None for a single answer, which gets a thumb."""
-    gold: str | None = None
-    """The verdict that a careful annotator gives, where the item checks attention."""
-    meta: Mapping[str, Any] = field(default_factory=dict)
-    """What else the source tells (JSON values). Never shown to annotators."""
-    source: str = ""
-
-    @property
-    def verdicts(self) -> tuple[str, ...]:
-        """What can be said of it."""
-        return t.SINGLE_VERDICTS if self.b is None else t.PAIR_VERDICTS
-
-    @property
-    def key(self) -> str:
-        """Equal for equal content, whichever answer is a."""
-        answers = [self.a] if self.b is None else sorted([self.a, self.b])
-        return digest([[[m.role, m.content] for m in self.prompt.messages], answers])
-
-    @property
-    def comparison(self) -> Comparison:
-        """The two answers. ValueError for a single one."""
-        if self.b is None:
-            raise ValueError("a single answer is no comparison")
-        return Comparison(prompt=self.prompt, a=self.a, b=self.b)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Opinion:
-    """What an annotator submits."""
-
-    verdict: str
-    strength: float = 1.0
-    tags: tuple[str, ...] = ()
-    reason: str = ""
-    seconds: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
-    """A judgment that was made elsewhere, by a file say."""
-
-    item: Item
-    annotator: str
-    purpose: Purpose
-    opinion: Opinion
-    shown_first: Side | None = None
-    at: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Said:
-    """A judgment as it is stored."""
-
-    id: int
-    comparison_id: int
-    assignment_id: int
-    annotator: str
-    purpose: Purpose
-    verdict: str | None
-    """None where this row takes a judgment back."""
-    strength: float
-    tags: tuple[str, ...]
-    reason: str
-    shown_first: Side | None
-    seconds: float | None
-    at: str | None
-    corrects: int | None
-    """The row that this one replaces."""
-    author: str
-    why: str
-
-    @property
-    def judgment(self) -> Judgment:
-        """Of a comparison. ValueError for a thumb, and for a judgment that was taken back."""
-        if self.verdict not in get_args(Verdict):
-            raise ValueError(f"{self.verdict!r} is no verdict on a comparison")
-        return Judgment(verdict=cast(Verdict, self.verdict), annotator=self.annotator, reason=self.reason,
-                        shown_first=self.shown_first, strength=self.strength, tags=self.tags, seconds=self.seconds,
-                        at=self.at)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Assignment:
-    """Something that an annotator was asked, with the order in which it is shown."""
-
-    id: int
-    token: str
-    comparison_id: int
-    annotator: str
-    purpose: Purpose
-    shown_first: Side | None
-    """The answer on the left or on top; None for a single answer."""
-    state: str
-    item: Item
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What annotators are asked beside the comparisons that wait."""
-
-    gold_every: int = 10
-    """About one in so many is an attention check, while there are unseen ones; 0 for none."""
-    repeat_every: int = 0
-    """About one in so many is a comparison that the annotator has judged before; 0 for none."""
-    lease_hours: float = 24.0
-    """How long a comparison stays with somebody who does not judge it, when nothing else waits."""
-
-
-class Counted(NamedTuple):
-    """Rows that were new, and rows that the store had already."""
-
-    new: int
-    known: int
-
-
-class Standing(NamedTuple):
-    """A comparison, and what counts of what was said of it."""
-
-    id: int
-    item: Item
-    said: tuple[Said, ...]
 
 
 class Store:
@@ -231,7 +110,7 @@ class Store:
                 if connection.scalar(sa.select(_given(each.annotator, sa.literal(there.id), each.purpose))):
                     known += 1
                     continue
-                told_here = each if there.a == each.item.a else _sides_turned(each)
+                told_here = each if there.a == each.item.a else sides_turned(each)
                 opinion = told_here.opinion
                 given = self._give(connection, there.id, each.annotator, each.purpose, told_here.shown_first,
                                    state=_state_after(opinion.verdict))
@@ -262,7 +141,7 @@ class Store:
         with self._transaction(writing=True) as connection:
             self._enrol(connection, annotator)
 
-    def assign(self, annotator: str, *, random: Random, plan: Plan = Plan()) -> Assignment | None:
+    def assign(self, annotator: str, *, random: Random, plan: Plan) -> Assignment | None:
         """What the annotator is to judge next: what is open already, else something new. None where nothing is left.
 
         The annotator must be enrolled.
@@ -372,9 +251,9 @@ class Store:
                 t.judgments.c.id.desc()).limit(1))
             return next(map(_said, rows), None)
 
-    def all_said(self) -> Iterator[Said]:
+    def all_said(self, moment: sa.Connection | None = None) -> Iterator[Said]:
         """Every row ever written, corrected ones too, in the order of writing."""
-        with self._transaction(snapshot=True) as connection:
+        with self.moment(moment) as connection:
             rows = connection.execute(sa.select(t.judgments).order_by(t.judgments.c.id))
             yield from map(_said, rows.yield_per(CHUNK))
 
@@ -388,14 +267,23 @@ class Store:
                 t.standing.c.comparison_id).limit(limit)))
             return self._standings(connection, ids)
 
-    def everything(self) -> Iterator[Standing]:
-        """All comparisons and single answers by id, with what counts, as they stood at one moment."""
-        with self._transaction(snapshot=True) as connection:
+    def everything(self, moment: sa.Connection | None = None) -> Iterator[Standing]:
+        """All comparisons and single answers by id, with what counts of what was said."""
+        with self.moment(moment) as connection:
             after = 0
             while ids := list(connection.scalars(sa.select(t.comparisons.c.id).where(
                     t.comparisons.c.id > after).order_by(t.comparisons.c.id).limit(CHUNK))):
                 yield from self._standings(connection, ids)
                 after = ids[-1]
+
+    @contextmanager
+    def moment(self, same_as: sa.Connection | None = None) -> Iterator[sa.Connection]:
+        """One moment at which all is read, whoever writes meanwhile; another reader's moment where given."""
+        if same_as is not None:
+            yield same_as
+            return
+        with self._transaction(snapshot=True) as connection:
+            yield connection
 
     def standing(self, comparison: int) -> Standing | None:
         """One of them; None where there is none."""
@@ -628,31 +516,9 @@ class Store:
         return [Standing(row.id, _item(row), tuple(said[row.id])) for row in rows]
 
 
-def digest(value: Any) -> str:
-    """sha256 of a JSON value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
 def stamp(moment: datetime) -> str:
     """A moment as text that sorts by time."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-def check_name(annotator: str) -> str:
-    """The name, if it can be one. ConfigError otherwise."""
-    if not 0 < len(annotator) <= 64 or not all(c.isalnum() or c in "._-@" for c in annotator):
-        raise ConfigError(f"annotator {annotator!r}: a name is 1 to 64 letters, digits and . _ - @")
-    return annotator
-
-
-def check_opinion(item: Item, opinion: Opinion) -> None:
-    """DataError for a verdict, strength or text that a judgment of this item cannot have."""
-    if opinion.verdict not in item.verdicts:
-        raise DataError(f"verdict {opinion.verdict!r}: must be one of {', '.join(item.verdicts)}")
-    if not 0 < opinion.strength <= 1:
-        raise DataError(f"strength {opinion.strength}: must be above 0 and at most 1")
-    if len(opinion.reason) > LONGEST_REASON or "\0" in opinion.reason:
-        raise DataError(f"the reason must be text of at most {LONGEST_REASON} characters")
 
 
 def _state_after(verdict: str | None) -> str:
@@ -711,17 +577,6 @@ def _said(row: Any) -> Said:
                 purpose=row.purpose, verdict=row.verdict, strength=row.strength, tags=tuple(json.loads(row.tags)),
                 reason=row.reason, shown_first=row.shown_first, seconds=row.seconds, at=row.at, corrects=row.corrects,
                 author=row.author, why=row.why)
-
-
-def _sides_turned(told: Told) -> Told:
-    """The same judgment where a and b have changed places."""
-    sides = {"a": "b", "b": "a"}
-    said = told.opinion
-    tags = tuple(f"{sides[side]}:{rest}" if colon and side in sides else tag
-                 for tag in said.tags for side, colon, rest in [tag.partition(":")])
-    shown: Any = sides.get(told.shown_first or "")
-    return replace(told, opinion=replace(said, verdict=sides.get(said.verdict, said.verdict), tags=tags),
-                   shown_first=shown)
 
 
 def _chunks(values: Iterable[T]) -> Iterator[list[T]]:

@@ -17,11 +17,6 @@ from sqlalchemy import event
 
 from rlhflab.errors import ConfigError, DataError
 
-PAIR_VERDICTS = ("a", "b", "tie", "both_bad", "skip")
-SINGLE_VERDICTS = ("good", "bad", "skip")
-PURPOSES = ("judge", "repeat", "adjudicate")
-"""Why somebody is asked: for a judgment, once more to compare with their own first one, or to decide a conflict."""
-STATES = ("open", "judged", "skipped", "released")
 WAIT = 30.0
 """Seconds that a writer waits for another one."""
 
@@ -144,7 +139,7 @@ def connect(url: sa.URL) -> sa.Engine:
 
 def _prepare_sqlite(connection: sqlite3.Connection, record: Any) -> None:
     connection.isolation_level = None  # sqlite3 would begin transactions late, after the first read
-    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "recursive_triggers = ON"):
+    for pragma in ("synchronous = FULL", "foreign_keys = ON", "recursive_triggers = ON"):
         connection.execute(f"PRAGMA {pragma}")
 
 
@@ -161,8 +156,6 @@ def migrate(engine: sa.Engine, name: str, *, create: bool) -> None:
     with engine.connect() as connection:
         current = MigrationContext.configure(connection).get_current_revision()
         tables = set(sa.inspect(connection).get_table_names())
-    if current == newest:
-        return
     if current is not None and current not in known:
         raise DataError(f"{name}: was written by a newer version (tables {current}; this one knows {newest}); "
                         "nothing was changed, update rlhflab to open it")
@@ -171,12 +164,25 @@ def migrate(engine: sa.Engine, name: str, *, create: bool) -> None:
                         "give another file")
     if current is None and not create:
         raise DataError(f"{name}: is empty, no store was made in it")
+    if engine.dialect.name == "sqlite":
+        _read_while_writing(engine)
+    if current == newest:
+        return
     with engine.execution_options(writing=True).begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(sa.text("SELECT pg_advisory_xact_lock(7305417)"))
         config = migrations()
         config.attributes["connection"] = connection
         command.upgrade(config, "head")  # Does nothing where another process was first.
+
+
+def _read_while_writing(engine: sa.Engine) -> None:
+    """Set what the file itself remembers, so only once it is known to be a store: readers do not wait for a writer."""
+    raw = engine.raw_connection()
+    try:
+        raw.cursor().execute("PRAGMA journal_mode = WAL")
+    finally:
+        raw.close()
 
 
 def migrations() -> Config:

@@ -7,7 +7,7 @@ from rlhflab.analysis.recorded import read_samples
 from rlhflab.analysis.relabel import random_batch
 from rlhflab.config import SampledRun, read_run
 from rlhflab.data.formats import read_prompts
-from rlhflab.data.store import Item
+from rlhflab.data.judging import Item
 from rlhflab.data.types import Prompt
 from rlhflab.errors import ConfigError, RunError
 from rlhflab.progress import Progress
