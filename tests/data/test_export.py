@@ -1,4 +1,4 @@
-"""From judgments to pairs: what each rule makes of them, the same bytes each time, and a record of what was left out."""
+"""From judgments to pairs: what each rule makes of them, the same bytes each time, and what was left out and why."""
 
 import hashlib
 import json

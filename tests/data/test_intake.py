@@ -35,8 +35,8 @@ def test_each_shape_becomes_an_item_and_what_else_it_tells_is_kept_apart(tmp_pat
     ({**GOOD, "judgments": [{"verdict": "c", "annotator": "x"}]}, r"'judgments\[0\].verdict' must be one of a, b"),
     ({**GOOD, "judgments": [{"verdict": "a"}]}, r"'judgments\[0\].annotator' must be text"),
     ({**GOOD, "judgments": [{"verdict": "a", "annotator": "x y"}]}, r"'judgments\[0\]' cannot be used: annotator"),
-    ({**GOOD, "judgments": [{"verdict": "a", "annotator": "x", "strength": 2}]}, "strength' must be a number from 0 on"),
-    ({**GOOD, "judgments": [{"verdict": "a", "annotator": "x", "seconds": -1}]}, "seconds' must be a number from 0 on"),
+    ({**GOOD, "judgments": [{"verdict": "a", "annotator": "x", "strength": 2}]}, "strength' must be a number from 0"),
+    ({**GOOD, "judgments": [{"verdict": "a", "annotator": "x", "seconds": -1}]}, "seconds' must be a number from 0"),
     ({**GOOD, "judgments": {}}, "'judgments' must be a list")])
 def test_a_broken_row_is_named_and_nothing_of_its_file_is_stored(tmp_path, row, sentence):
     store = Store.open(tmp_path / "s.sqlite")
