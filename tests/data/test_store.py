@@ -1,5 +1,6 @@
 """The annotation store: nothing that was said changes, nobody is asked twice, nothing is lost or doubled."""
 
+import io
 import re
 import sqlite3
 import threading
@@ -8,6 +9,7 @@ from random import Random
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import event
@@ -363,3 +365,12 @@ def test_what_cannot_be_a_store_is_said_without_its_password(url, sentence, monk
 def test_a_name_that_cannot_be_is_refused(tmp_path, name):
     with pytest.raises(ConfigError, match="1 to 64 letters, digits"):
         store_with(tmp_path, people=(name,))
+
+
+def test_the_migrations_refuse_changes_in_postgresql_too():
+    config, written = tables.migrations(), io.StringIO()
+    config.output_buffer, config.attributes["dialect"] = written, "postgresql"
+    command.upgrade(config, "head", sql=True)
+    for table in ("judgments", "comparisons"):
+        assert f"CREATE TRIGGER {table}_no_change BEFORE UPDATE OR DELETE ON {table}" in written.getvalue()
+        assert f"CREATE TRIGGER {table}_no_truncate BEFORE TRUNCATE ON {table}" in written.getvalue()
