@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 import sample_rows
-from annotation_stores import sql, store_with
+from annotation_stores import item, sql, store_with
 from rlhflab.app.feed import Feed
 from rlhflab.cli import main
 from rlhflab.data.formats import read_pairs
@@ -102,6 +102,11 @@ def test_a_runs_samples_become_comparisons(capsys, tmp_path):
     assert all(item.a != item.b and set(item.meta["step"]) == {"a", "b"} for item in items)
 
 
+def test_judging_needs_no_torch():
+    code = "import sys, rlhflab.app.annotate, rlhflab.data.export, rlhflab.data.intake; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
 def test_ctrl_c_ends_the_server_and_says_what_is_next_and_no_key_is_logged(file, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "rlhflab", "annotate", str(file), "--port", "0", "--annotator", "anna", "--annotator",
@@ -121,7 +126,6 @@ def test_ctrl_c_ends_the_server_and_says_what_is_next_and_no_key_is_logged(file,
 
 def test_answers_that_are_being_written_arrive_and_a_failure_is_told(tmp_path):
     store = store_with(tmp_path, 1)
-    from annotation_stores import item
 
     def write():
         yield [item(1), item(2)]

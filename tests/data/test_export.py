@@ -44,6 +44,7 @@ def test_an_adjudicator_decides_against_the_majority_unless_the_rule_leaves_them
     votes = [said("a"), said("a", "ben"), said("b", "carol", purpose="adjudicate")]
     assert decide(votes, Rule()) == Decision("b", 1.0, "carol")
     assert decide(votes, Rule(name="majority")) == Decision("a", 1.0, "majority 2 of 2")
+    assert decide([*votes[:2], said("skip", "carol", purpose="adjudicate")], Rule()).verdict == "a"
     assert decide([*votes, said("both_bad", "carol", purpose="adjudicate")], Rule()) == Undecided("judged both_bad")
 
 

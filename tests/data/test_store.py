@@ -59,7 +59,7 @@ def test_a_correction_is_a_new_row_that_names_the_old_one_its_author_and_the_rea
         (first, "a", None, "anna"), (second, "b", first, "lead")]
     assert rows[1].why == "answer a is out of date" and rows[1].annotator == "anna"
     (said,) = store.standing(1).said
-    assert said.id == second
+    assert said.id == second and store.last_said("anna") is None, "what the lead wrote is not anna's to undo"
 
 
 def test_a_correction_needs_a_reason_and_a_row_that_nobody_corrected(tmp_path):
@@ -206,6 +206,8 @@ def test_judgments_that_disagree_wait_for_an_adjudicator_who_decides(tmp_path):
     assert conflict.id == 1 and [said.verdict for said in conflict.said] == ["a", "b"]
     assert store.assign_conflict("carol", 2, random=Random(0)) is None
     given = store.assign_conflict("carol", 1, random=Random(0))
+    assert store.assign_conflict("carol", 1, random=Random(1)).token == given.token
+    store.judge(given.token, Opinion(verdict="skip"), annotator="carol", submission="s")
     assert store.assign_conflict("carol", 1, random=Random(1)).token == given.token
     decided = store.judge(given.token, Opinion(verdict="b"), annotator="carol", submission="c")
     assert store.conflicts() == []

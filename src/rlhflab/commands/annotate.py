@@ -2,7 +2,7 @@
 
 import getpass
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 
 STORE_SUFFIXES = (".sqlite", ".sqlite3", ".db")
 Every = Annotated[int, Parameter(validator=Number(gte=0))]
+Positive = Annotated[float, Parameter(validator=Number(gt=0))]
 
 
 def annotate_command(*sources: str, store: str | None = None, annotator: list[str] | None = None,
                      adjudicator: list[str] | None = None, overlap: Count | None = None, gold_every: Every = 10,
-                     repeat_every: Every = 0, lease_hours: float = 24.0, adapter: list[str] | None = None,
+                     repeat_every: Every = 0, lease_hours: Positive = 24.0, adapter: list[str] | None = None,
                      model: str = DEFAULT_MODEL, prompts: str = "helpdesk", n: Count = 100,
-                     max_new_tokens: Count = 96, temperature: float = 0.7, seed: Seed = 0, host: str = "127.0.0.1",
+                     max_new_tokens: Count = 96, temperature: Positive = 0.7, seed: Seed = 0, host: str = "127.0.0.1",
                      port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535))] = 8484,
                      token: Annotated[str | None, Parameter(env_var="RLHFLAB_TOKEN")] = None) -> None:
     """Judge answers in the browser: two side by side in random order, or single ones by thumbs.
@@ -247,7 +248,7 @@ def _take(store: "Store", files: Sequence[Path], *, n: int, seed: int) -> list[d
     return added
 
 
-def _writing(adapter: Sequence[str], **choices: Any) -> Any:
+def _writing(adapter: Sequence[str], **choices: Any) -> "Callable[[], Iterator[Sequence[Item]]]":
     """What writes answers of two adapters, once it is called in a thread."""
     def write() -> Iterator[Sequence["Item"]]:
         from rlhflab.progress import Progress
@@ -258,7 +259,8 @@ def _writing(adapter: Sequence[str], **choices: Any) -> Any:
     return write
 
 
-def _fed(store: "Store", write: Any) -> Any:
+def _fed(store: "Store", write: "Callable[[], Iterator[Sequence[Item]]]") -> Callable[[], str]:
+    """Start to write answers into the store; returns what says how far it is."""
     from rlhflab.app.feed import Feed
 
     feed = Feed(store, write)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from rlhflab.data.formats import pair_row, prompt_row, thumb_row, write_jsonl
-from rlhflab.data.judging import Said, Standing, digest
+from rlhflab.data.judging import Purpose, Said, Standing, digest
 from rlhflab.data.store import Store
 from rlhflab.data.types import Judged, PreferencePair, Thumb
 from rlhflab.errors import ConfigError, DataError
@@ -97,9 +97,9 @@ def judged(store: Store) -> Iterator[Judged]:
 
 def decide(said: Sequence[Said], rule: Rule) -> Decision | Undecided:
     """What majority or adjudication makes of the judgments that stand of one item."""
-    if rule.name == "adjudicated" and (last := [each for each in said if each.purpose == "adjudicate"]):
+    if rule.name == "adjudicated" and (last := _votes(said, "adjudicate")):
         return _of_one(last[-1])
-    votes = [each for each in said if each.purpose == "judge" and each.verdict != "skip"]
+    votes = _votes(said, "judge")
     if len(votes) < max(rule.min_judgments, 1):
         return Undecided("with too few judgments" if votes else "not judged")
     (verdict, most), *_ = Counter(each.verdict for each in votes).most_common(1)
@@ -114,6 +114,10 @@ def decide(said: Sequence[Said], rule: Rule) -> Decision | Undecided:
     return Decision(str(verdict), strength, source)
 
 
+def _votes(said: Sequence[Said], purpose: Purpose) -> list[Said]:
+    return [each for each in said if each.purpose == purpose and each.verdict != "skip"]
+
+
 def _of_one(said: Said) -> Decision | Undecided:
     if said.verdict not in BETTER:
         return Undecided(f"judged {said.verdict}")
@@ -123,7 +127,7 @@ def _of_one(said: Said) -> Decision | Undecided:
 def _decisions(said: Sequence[Said], rule: Rule) -> list[Decision | Undecided]:
     if rule.name != "each":
         return [decide(said, rule)]
-    votes = [each for each in said if each.purpose == "judge" and each.verdict != "skip"]
+    votes = _votes(said, "judge")
     enough = len(votes) >= max(rule.min_judgments, 1)
     return [_of_one(each) for each in votes] if enough else [
         Undecided("with too few judgments" if votes else "not judged")]

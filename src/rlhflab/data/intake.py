@@ -3,7 +3,7 @@
 A file is read whole before anything is stored, so a broken row leaves the store as it was.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -50,7 +50,7 @@ def read_items(path: Path) -> tuple[list[Item], list[Told]]:
     return items, [told for item, row in zip(items, rows, strict=True) for told in _judgments(item, row)]
 
 
-def _shape(row: Row) -> Any:
+def _shape(row: Row) -> Callable[[Path, list[Row]], list[Item]]:
     if "a" in row.values or "b" in row.values:
         return _comparisons
     if "chosen" in row.values or "rejected" in row.values:

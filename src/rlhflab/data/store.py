@@ -64,10 +64,14 @@ class Store:
         if path is not None and not path.exists() and not (create and path.absolute().parent.is_dir()):
             raise DataError(f"{path}: no such store" + ("; its folder does not exist either" if create else ""))
         opened = cls(t.connect(url), name, clock)
-        with opened._speaking():
-            if path is not None:
-                opened._check_pages()
-            t.migrate(opened._engine, name, create=create)
+        try:
+            with opened._speaking():
+                if path is not None:
+                    opened._check_pages()
+                t.migrate(opened._engine, name, create=create)
+        except BaseException:
+            opened.close()
+            raise
         return opened
 
     def close(self) -> None:
@@ -203,7 +207,7 @@ class Store:
                 return int(before.id)
             check_opinion(given.item, opinion)
             last = connection.execute(_counting(t.judgments.c.assignment_id == given.id)).first()
-            if last is not None and last.verdict is not None:
+            if last is not None and last.verdict not in (None, "skip"):
                 raise DataError("you have judged this comparison already; undo that judgment to change it")
             row = self._append(connection, given, opinion, submission=submission, at=self._now(),
                                corrects=None if last is None else last.id, author=annotator,
@@ -219,8 +223,8 @@ class Store:
         The same correction again, by the same author, returns the same id. DataError where somebody corrected it
         otherwise, or where there is no reason.
         """
-        if not why.strip():
-            raise DataError("a correction needs a reason")
+        if not 0 < len(why.strip()) <= LONGEST_REASON:
+            raise DataError(f"a correction needs a reason, of at most {LONGEST_REASON} characters")
         with self._transaction(writing=True) as connection:
             row = connection.execute(sa.select(t.judgments).where(t.judgments.c.id == judgment)).first()
             if row is None:
@@ -238,17 +242,17 @@ class Store:
             if verdict is not None:
                 check_opinion(given.item, opinion)
             new = self._append(connection, given, opinion, submission=secrets.token_hex(16), at=self._now(),
-                               corrects=judgment, author=author, why=why.strip()[:LONGEST_REASON])
+                               corrects=judgment, author=author, why=why.strip())
             self._set_state(connection, given.id, _state_after(verdict))
             self._recount(connection, t.standing.c.comparison_id == given.comparison_id)
             return new
 
     def last_said(self, annotator: str) -> Said | None:
-        """The annotator's latest judgment that stands and was given in the browser or imported."""
+        """The annotator's latest judgment that stands; what others corrected is theirs."""
         with self._transaction() as connection:
             rows = connection.execute(_counting(
-                t.judgments.c.annotator == annotator, t.judgments.c.verdict.is_not(None)).order_by(
-                t.judgments.c.id.desc()).limit(1))
+                t.judgments.c.annotator == annotator, t.judgments.c.author == annotator,
+                t.judgments.c.verdict.is_not(None)).order_by(t.judgments.c.id.desc()).limit(1))
             return next(map(_said, rows), None)
 
     def all_said(self, moment: sa.Connection | None = None) -> Iterator[Said]:
