@@ -281,16 +281,19 @@ def test_no_statement_of_a_page_or_a_judgment_reads_a_whole_table(tmp_path):
     asked = []
     event.listen(store._engine, "before_cursor_execute",
                  lambda c, cursor, statement, parameters, *_: asked.append((statement, parameters)))
-    first = judge_next(store, "anna", plan=Plan(gold_every=2, repeat_every=2))
+    judge_next(store, "anna", plan=Plan(gold_every=1))
+    first = judge_next(store, "anna", plan=Plan(gold_every=0, repeat_every=1))
     store.done_by("anna"), store.last_said("anna"), store.conflicts()
     store.correct(first, None, author="anna", why="undone")
     read = [(statement, given) for statement, given in asked if statement.split()[0] in ("SELECT", "UPDATE")]
     assert len(read) > 15
     with store._engine.connect() as connection:
-        for statement, given in read:
-            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", given).all()
-            scans = [row.detail for row in plan if WHOLE.match(row.detail) and "INDEX ix_" not in row.detail]
-            assert scans == [], statement
+        steps = [step for statement, given in read for *_, step in
+                 connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", given)]
+    assert [step for step in steps if WHOLE.match(step) and "INDEX ix_" not in step] == []
+    for index in ("ix_standing_waiting (comparison_id>?)", "ix_standing_conflict (comparison_id>?)",
+                  "ix_comparisons_gold"):
+        assert any(index in step for step in steps), index
 
 
 def test_the_migrations_make_the_tables_that_the_code_knows(tmp_path):

@@ -6,8 +6,9 @@ counts is the last row of each such chain. How pairs are made of judgments is in
 
 import json
 import secrets
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
@@ -50,6 +51,8 @@ class Store:
 
     def __init__(self, engine: sa.Engine, name: str, clock: Callable[[], datetime]) -> None:
         self._engine, self.name, self._clock = engine, name, clock
+        # SQLite waits by sleeping and trying again, for seconds where eight threads write; this lock wakes the next one.
+        self._turn: AbstractContextManager[Any] = threading.Lock() if engine.dialect.name == "sqlite" else nullcontext()
 
     @classmethod
     def open(cls, store: str | Path, *, create: bool = True,
@@ -380,7 +383,7 @@ class Store:
         engine = self._engine.execution_options(writing=writing)
         if snapshot and engine.dialect.name == "postgresql":
             engine = engine.execution_options(isolation_level="REPEATABLE READ")
-        with self._speaking(), engine.begin() as connection:
+        with self._turn if writing else nullcontext(), self._speaking(), engine.begin() as connection:
             yield connection
 
     def _check_pages(self) -> None:
