@@ -51,7 +51,7 @@ class Store:
 
     def __init__(self, engine: sa.Engine, name: str, clock: Callable[[], datetime]) -> None:
         self._engine, self.name, self._clock = engine, name, clock
-        # SQLite waits by sleeping and trying again, for seconds where eight threads write; this lock wakes the next one.
+        # SQLite waits by sleeping and trying again, for seconds where eight threads write; a lock wakes the next one.
         self._turn: AbstractContextManager[Any] = threading.Lock() if engine.dialect.name == "sqlite" else nullcontext()
 
     @classmethod
