@@ -133,6 +133,7 @@ def main() -> int:
         with served(path, names, asked.overlap) as (links, server):
             before = sum(server.cpu_times()[:2])
             pages, sent, _ = together({names[0]: links[names[0]]}, 200)
+            forms = len(sent)
             used = (sum(server.cpu_times()[:2]) - before) * 1000 / 200
             said |= {"one annotator, page ms": spread(pages), "one annotator, form ms": spread(sent),
                      "server CPU ms a judgment": round(used, 1), "load of the machine": os.getloadavg()[0]}
@@ -146,7 +147,7 @@ def main() -> int:
         judged = Counter(each.comparison_id for each in rows)
         golds = {each.id for each in store.everything() if each.item.gold} if judged else set()
         crowded = [key for key, n in judged.items() if n > asked.overlap and key not in golds]
-        said |= {"judgments expected": expected, "judgments stored": len(rows), "forms sent": len(sent) + 200,
+        said |= {"judgments expected": expected, "judgments stored": len(rows), "forms sent": forms + len(sent),
                  "doubled": len(doubled), "given to too many": len(crowded)}
         print(json.dumps(said, indent=2))
         return int(len(rows) != expected or bool(doubled) or bool(crowded))
