@@ -16,7 +16,8 @@ from report_folders import (
     write_run,
 )
 from report_pages import EVIL, Page, typed
-from rlhflab.analysis.report import markdown, write_report
+from rlhflab.analysis.page import markdown
+from rlhflab.analysis.report import write_report
 from rlhflab.analysis.report_data import Change, Measure, curves, load, paired_changes, read_rows, side_by_side
 from rlhflab.analysis.verdict import verdict
 from rlhflab.core.stats import Estimate

@@ -9,16 +9,20 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from rlhflab.analysis.figures import short, spoken
 from rlhflab.core.stats import Estimate
 
 TEMPLATES = Path(__file__).parent / "templates"
+LINKS = ("https://", "http://", "mailto:")
+"""What a link in somebody's text may lead to."""
 
 
 def render_page(template: str, values: Mapping[str, Any], *, filters: Mapping[str, Callable[..., Any]]) -> str:
@@ -74,3 +78,27 @@ def script_json(text: str) -> Markup:
 def script_hash(script: str) -> str:
     """A script's name in the content security policy."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def markdown(text: str, *, breaks: bool = False) -> Markup:
+    """Text as HTML below the page's own headings. Raw HTML stays text; images, which would be loaded, are off.
+
+    Links lead to web and mail addresses only, and what they open learns nothing of this page. `breaks`: a line of the
+    text is a line on the page.
+    """
+    reader = _reader(breaks)
+    tokens = reader.parse(text)
+    for token in tokens:
+        if token.type in ("heading_open", "heading_close"):
+            token.tag = f"h{min(6, int(token.tag[1]) + 3)}"
+        for inner in token.children or ():
+            if inner.type == "link_open":
+                inner.attrs |= {"rel": "noopener noreferrer nofollow", "target": "_blank"}
+    return Markup(reader.renderer.render(tokens, reader.options, {}))
+
+
+@cache
+def _reader(breaks: bool) -> MarkdownIt:
+    reader = MarkdownIt("commonmark", {"html": False, "breaks": breaks}).enable("table").disable("image")
+    reader.validateLink = lambda url: url.lower().startswith(LINKS)  # type: ignore[method-assign]
+    return reader

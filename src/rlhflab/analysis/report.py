@@ -8,13 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from markdown_it import MarkdownIt
-from markupsafe import Markup
-
 from rlhflab.analysis import figures
 from rlhflab.analysis.figures import POLICY_NAMES, Figure, short, spoken
 from rlhflab.analysis.hacking_page import hacking_part
-from rlhflab.analysis.page import render_page, write_page
+from rlhflab.analysis.page import markdown, render_page, write_page
 from rlhflab.analysis.report_data import (
     MODES,
     POLICIES,
@@ -205,13 +202,3 @@ def clock(seconds: Any) -> str:
         return f"{value:.1f} s"
     minutes, rest = divmod(round(value), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def markdown(text: str) -> Markup:
-    """A card as HTML below the page's own headings. Raw HTML stays text; images, which would be loaded, are off."""
-    reader = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
-    tokens = reader.parse(text)
-    for token in tokens:
-        if token.type in ("heading_open", "heading_close"):
-            token.tag = f"h{min(6, int(token.tag[1]) + 3)}"
-    return Markup(reader.renderer.render(tokens, reader.options, {}))

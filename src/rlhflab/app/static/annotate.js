@@ -1,0 +1,48 @@
+"use strict";
+// Keys, the time on the page, and the key of a personal link. Without this script the forms work by mouse.
+
+const enter = document.getElementById("enter");
+if (enter && location.hash.length > 1) {
+  enter.elements.key.value = decodeURIComponent(location.hash.slice(1));
+  history.replaceState(null, "", location.pathname);  // The link does not stay in the history.
+  enter.submit();
+}
+
+const judge = document.getElementById("judge");
+const keys = document.getElementById("keys");
+if (keys) {
+  keys.checked = localStorage.getItem("keys") !== "off";
+  keys.addEventListener("change", () => localStorage.setItem("keys", keys.checked ? "on" : "off"));
+}
+
+if (judge) {
+  // Only time in which the page could be seen counts.
+  let seen = 0, since = document.hidden ? null : performance.now();
+  const spent = () => (seen + (since === null ? 0 : performance.now() - since)) / 1000;
+  document.addEventListener("visibilitychange", () => {
+    if (document.hidden && since !== null) { seen += performance.now() - since; since = null; }
+    else if (!document.hidden && since === null) { since = performance.now(); }
+  });
+  judge.addEventListener("submit", () => { judge.elements.seconds.value = spent().toFixed(1); });
+}
+
+let sent = false;
+document.addEventListener("submit", (event) => {
+  // Two clicks send one form; the store would know the second one anyway.
+  if (sent) { event.preventDefault(); }
+  sent = true;
+});
+addEventListener("pageshow", (event) => { if (event.persisted) { location.reload(); } });
+
+document.addEventListener("keydown", (event) => {
+  const writing = event.target.matches("textarea, input:not([type=checkbox]):not([type=radio])");
+  if (writing) { if (event.key === "Escape") { event.target.blur(); } return; }
+  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat || (keys && !keys.checked)) { return; }
+  if (event.target.type === "radio" && event.key.startsWith("Arrow")) { return; }  // There they choose a strength.
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  const focused = document.querySelector(`[data-focus="${CSS.escape(key)}"]`);
+  const target = document.querySelector(`[data-key="${CSS.escape(key)}"]`);
+  if (!focused && !target) { return; }
+  event.preventDefault();
+  if (focused) { focused.focus(); } else { target.click(); }
+});

@@ -1,0 +1,150 @@
+"""From files to items of an annotation store: comparisons, pairs, single answers, and what a store itself wrote.
+
+A file is read whole before anything is stored, so a broken row leaves the store as it was.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+from rlhflab.data.formats import ANSWER_KEYS, Row, read_comparisons, read_pairs, read_rows, read_thumbs
+from rlhflab.data.judging import (
+    PAIR_VERDICTS,
+    SINGLE_VERDICTS,
+    Counted,
+    Item,
+    Opinion,
+    Purpose,
+    Side,
+    Told,
+    check_name,
+    check_opinion,
+)
+from rlhflab.data.store import Store
+from rlhflab.data.types import Prompt
+from rlhflab.errors import LabError
+
+OWN_KEYS = ("id", "prompt", "a", "b", "chosen", "rejected", *ANSWER_KEYS, "label", "facts", "gold", "judgments", "meta")
+"""Keys that are not kept as meta."""
+SHAPES = ("'a' and 'b' (a comparison)", "'chosen' and 'rejected' (a pair)",
+          f"one of {', '.join(map(repr, ANSWER_KEYS))} (a single answer)")
+
+
+class Taken(NamedTuple):
+    """What a file gave to a store."""
+
+    items: Counted
+    judgments: Counted
+
+
+def take_file(store: Store, path: Path) -> Taken:
+    """Append the items of a JSONL file, and the judgments that it holds. DataError names file, line and key."""
+    items, told = read_items(path)
+    return Taken(store.add(items), store.add_judgments(told))
+
+
+def read_items(path: Path) -> tuple[list[Item], list[Told]]:
+    """Items and judgments of a file whose rows all have one shape, that of its first row."""
+    rows = list(read_rows(path))
+    items = _shape(rows[0])(path, rows)
+    return items, [told for item, row in zip(items, rows, strict=True) for told in _judgments(item, row)]
+
+
+def _shape(row: Row) -> Callable[[Path, list[Row]], list[Item]]:
+    if "a" in row.values or "b" in row.values:
+        return _comparisons
+    if "chosen" in row.values or "rejected" in row.values:
+        return _pairs
+    if any(key in row.values for key in ANSWER_KEYS):
+        return _single_answers
+    raise row.wrong("a", f"is missing; what is to be judged has {', or '.join(SHAPES)}, found "
+                         f"{', '.join(map(repr, row.values)) or 'nothing'}")
+
+
+def _comparisons(path: Path, rows: list[Row]) -> list[Item]:
+    return [_item(row, each.prompt, each.a, each.b) for row, each in zip(rows, read_comparisons(path), strict=True)]
+
+
+def _pairs(path: Path, rows: list[Row]) -> list[Item]:
+    """Pairs to be judged again; which answer was chosen is kept as meta. Which one becomes a says nothing."""
+    items = []
+    for row, pair in zip(rows, read_pairs(path), strict=True):
+        a, b = sorted((pair.chosen, pair.rejected))
+        items.append(_item(row, pair.prompt, a, b, chosen="a" if a == pair.chosen else "b"))
+    return items
+
+
+def _single_answers(path: Path, rows: list[Row]) -> list[Item]:
+    """Answers that get a thumb; a label that is there already is kept as meta."""
+    if "label" in rows[0].values:
+        return [_item(row, each.prompt, each.answer, None, label=each.good)
+                for row, each in zip(rows, read_thumbs(path), strict=True)]
+    items = []
+    for row in rows:
+        given = [key for key in ANSWER_KEYS if key in row.values]
+        if len(given) != 1:
+            raise row.wrong("answer", f"is missing or given twice; a single answer has one of "
+                                      f"{', '.join(map(repr, ANSWER_KEYS))}")
+        messages, answer = row.prompted_answer(given[0])
+        items.append(_item(row, Prompt(id=row.id, messages=messages, facts=row.facts), answer, None))
+    return items
+
+
+def _item(row: Row, prompt: Prompt, a: str, b: str | None, **meta: Any) -> Item:
+    gold = row.values.get("gold")
+    allowed = SINGLE_VERDICTS if b is None else PAIR_VERDICTS
+    if gold is not None and gold not in allowed[:-1]:
+        raise row.wrong("gold", f"must be one of {', '.join(allowed[:-1])}, the verdict of a careful annotator, found "
+                                f"{gold!r}")
+    given = row.values.get("meta", {})
+    if not isinstance(given, dict):
+        raise row.wrong("meta", "must be an object")
+    rest = {key: value for key, value in row.values.items() if key not in OWN_KEYS}
+    return Item(prompt=prompt, a=a, b=b, gold=gold, meta={**rest, **given, **meta}, source=row.path.name)
+
+
+def _judgments(item: Item, row: Row) -> list[Told]:
+    given = row.values.get("judgments", [])
+    if not isinstance(given, list):
+        raise row.wrong("judgments", "must be a list")
+    return [_judgment(item, row, f"judgments[{place}]", value) for place, value in enumerate(given)]
+
+
+def _judgment(item: Item, row: Row, key: str, value: Any) -> Told:
+    if not isinstance(value, dict):
+        raise row.wrong(key, "must be an object")
+    verdict = _one_of(row, f"{key}.verdict", value.get("verdict"), item.verdicts)
+    purpose: Any = _one_of(row, f"{key}.purpose", value.get("purpose", "judge"), get_args(Purpose))
+    shown: Side | None = value.get("shown_first")
+    if shown not in (None, "a", "b"):
+        raise row.wrong(f"{key}.shown_first", f"must be a or b, found {shown!r}")
+    tags = value.get("tags", [])
+    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+        raise row.wrong(f"{key}.tags", "must be a list of texts")
+    annotator = row.text(value.get("annotator"), f"{key}.annotator")
+    opinion = Opinion(verdict=verdict, reason=str(value.get("reason") or ""), tags=tuple(tags),
+                      strength=_number(row, f"{key}.strength", value, most=1.0) or 1.0,
+                      seconds=_number(row, f"{key}.seconds", value))
+    try:
+        check_name(annotator)
+        check_opinion(item, opinion)
+    except LabError as error:
+        raise row.wrong(key, f"cannot be used: {error}") from error
+    return Told(item=item, annotator=annotator, purpose=purpose, opinion=opinion, shown_first=shown,
+                at=value.get("at"))
+
+
+def _one_of(row: Row, key: str, value: Any, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise row.wrong(key, f"must be one of {', '.join(allowed)}, found {value!r}")
+    return str(value)
+
+
+def _number(row: Row, key: str, value: Mapping[str, Any], *, most: float = float("inf")) -> float | None:
+    found = value.get(key.rpartition(".")[2])
+    if found is None:
+        return None
+    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 <= found <= most:
+        raise row.wrong(key, f"must be a number from 0 on{'' if most == float('inf') else f' to {most:g}'}, found "
+                             f"{found!r}")
+    return float(found)
