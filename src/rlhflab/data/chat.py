@@ -40,11 +40,29 @@ class ChatFormat:
 
     def prompt(self, prompt: Prompt) -> tuple[int, ...]:
         """Ids of the turns so far and of the opening of the assistant's turn."""
-        return tuple(self._ids(self._render(prompt.messages, opening=True)))
+        return tuple(self._ids(self.opened(prompt.messages)))
+
+    def opened(self, messages: Sequence[Message]) -> str:
+        """The turns so far and the opening of the assistant's turn, as the template writes them."""
+        return self._render(messages, opening=True)
 
     def answer(self, text: str) -> tuple[int, ...]:
         """Ids of an answer that ends by itself: the text and the end-of-turn token."""
         return (*self._ids(text), self.end_id)
+
+    def token_counts(self, texts: Sequence[str]) -> list[int]:
+        """How many ids each text has, many texts at once where the tokenizer can."""
+        fast = getattr(self.tokenizer, "backend_tokenizer", None)
+        if fast is None:
+            return [len(self._ids(text)) for text in texts]
+        fast.no_truncation()
+        fast.no_padding()
+        return [len(encoded) for encoded in fast.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    @property
+    def control_tokens(self) -> tuple[str, ...]:
+        """Texts that the tokenizer makes into one special token, wherever they stand."""
+        return tuple(sorted(str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special))
 
     def text(self, ids: Sequence[int]) -> str:
         """An answer's text without the token that ended it."""
