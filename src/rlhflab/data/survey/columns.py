@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhflab.data.chat import ChatFormat
+from rlhflab.data.chat import ChatFacts, ChatFormat
 from rlhflab.data.survey.markers import Markers
 from rlhflab.data.survey.secrets import find_secrets, redacted
 from rlhflab.data.survey.suites import Suite
@@ -121,6 +121,7 @@ class Tokens:
     same_when_cut: NDArray[np.bool_]
     """The two answers agree on all tokens that the budget leaves them."""
     max_length: int
+    chat: ChatFacts
 
     @property
     def longest(self) -> NDArray[np.int32]:
@@ -142,6 +143,8 @@ class Survey:
     """Index into `KINDS`."""
     prompt: Hashes
     """Content hash of all turns up to the answer."""
+    asked: Hashes
+    """Content hash of the last of them."""
     answers: Hashes
     """(n, 2): content hashes of the answers, 0 where there is none."""
     label: NDArray[np.int8]
@@ -150,8 +153,6 @@ class Survey:
     """(n, 3): words of the last prompt turn and of the answers."""
     chars: NDArray[np.int32]
     """(n, 2): characters of the answers."""
-    ordered: NDArray[np.bool_]
-    """The first answer stands first for a reason of its own, so its place says something about position."""
     excerpt: tuple[str, ...]
     """Opening words of each row's last prompt turn, without secrets."""
     opinions: tuple[Opinion, ...]
@@ -164,6 +165,8 @@ class Survey:
     """Of the prompts' last turns and of the two answers together, (n, 60) each."""
     tokens: Tokens | None
     bad: tuple[BadRow, ...] = ()
+    chat_problem: str = ""
+    """Why the model cannot write a conversation, where it cannot."""
 
     @property
     def rows(self) -> int:
@@ -229,7 +232,7 @@ class _Columns:
     files: dict[Path, int] = field(default_factory=dict)
     splits: dict[str, int] = field(default_factory=dict)
     lists: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in (
-        "file", "line", "split", "kind", "prompt", "answers", "label", "words", "chars", "ordered", "excerpt",
+        "file", "line", "split", "kind", "prompt", "asked", "answers", "label", "words", "chars", "excerpt",
         "opinions", "secrets", "markers", "met", "near_prompt", "near_answers", "prompt_tokens", "answer_tokens",
         "same")})
     sample: list[Opened] = field(default_factory=list)
@@ -261,12 +264,13 @@ class _Columns:
         near = None if not self.look.near else (_stacked(got["near_prompt"]), _stacked(got["near_answers"]))
         tokens = None if self.look.chat is None else Tokens(
             prompt=column("prompt_tokens", np.int32), answers=column("answer_tokens", np.int32, 2),
-            same_when_cut=column("same", np.bool_), max_length=self.look.max_length)
+            same_when_cut=column("same", np.bool_), max_length=self.look.max_length, chat=self.look.chat.facts)
         return Survey(files=tuple(self.files), file=column("file", np.int32), line=column("line", np.int64),
                       splits=tuple(self.splits), split=column("split", np.int32), kind=column("kind", np.int8),
-                      prompt=column("prompt", np.uint64), answers=column("answers", np.uint64, 2),
+                      prompt=column("prompt", np.uint64), asked=column("asked", np.uint64),
+                      answers=column("answers", np.uint64, 2),
                       label=column("label", np.int8), words=_joined(got["words"]), chars=column("chars", np.int32, 2),
-                      ordered=column("ordered", np.bool_), excerpt=tuple(got["excerpt"]),
+                      excerpt=tuple(got["excerpt"]),
                       opinions=tuple(got["opinions"]), secrets=tuple(got["secrets"]), markers=tuple(got["markers"]),
                       met=tuple(got["met"]), sample=tuple(sorted(self.sample)), suites=self.look.suites,
                       signatures=near, tokens=tokens, bad=bad)
@@ -280,6 +284,7 @@ class _Columns:
     def _contents(self, row: _Texts) -> None:
         self.lists["kind"].append(row.kind)
         self.lists["prompt"].append(prompt_hash(row.turns))
+        self.lists["asked"].append(content_hash(normal(row.asked)))
         self.lists["answers"].append([content_hash(normal(text)) if text else 0 for text in (row.first, row.second)])
         self.lists["label"].append(row.label)
         self.lists["chars"].append([len(row.first), len(row.second)])
@@ -308,7 +313,6 @@ class _Columns:
     def _judged(self, item: Judged | Thumb | Conversation | Prompt) -> None:
         sides = {"a": 1, "b": -1}
         judgments = item.judgments if isinstance(item, Judged) else ()
-        self.lists["ordered"].append(any(each.shown_first is not None for each in judgments))
         for each in judgments:
             if each.verdict != "skip":
                 self.lists["opinions"].append(
