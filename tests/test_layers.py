@@ -8,7 +8,7 @@ import rlhflab
 ROOT = Path(rlhflab.__file__).parent
 ORDER = ["core", "model", "rollout", "train", "analysis", "runs", "app", "commands", "cli", "__main__"]
 LIGHT = {"errors": set(), "progress": set(), "catalog": {"errors"}, "presets": {"catalog", "errors"},
-         "config": {"errors", "presets"}, "data": {"errors"},
+         "config": {"errors", "presets"}, "data": {"catalog", "errors"},
          "scenarios": {"data", "catalog", "errors"}, "registry": {"data", "config", "errors"},
          "listing": {"catalog", "config", "errors", "presets", "scenarios"}}
 HEAVY = {"torch", "transformers", "peft"}

@@ -20,7 +20,7 @@ CATALOGUES: Mapping[str, str | None] = {
     "rewards": "rlhflab.rollout.rewards:reward_source",
     "perturbations": "rlhflab.analysis.perturbations:perturbation",
     "detectors": "rlhflab.analysis.detectors:detector",
-    "formats": None,
+    "formats": "rlhflab.data.forms:data_format",
     "verifiers": "rlhflab.rollout.verifiers:verifier",
     "shapings": "rlhflab.rollout.shaping:reward_shaping",
     "engines": "rlhflab.rollout.engines:engine",

@@ -202,7 +202,7 @@ def test_a_prompt_that_ends_in_an_answer_is_named(tmp_path):
 def test_a_file_that_cannot_be_read_is_named(tmp_path):
     whole = gzip.compress(b'{"prompt": "2+2?"}\n' * 99)
     for name, content, sentence in (("none.jsonl", None, "none.jsonl: no such file"),
-                                    ("half.jsonl.gz", whole[:-20], "half.jsonl.gz: cannot be read: "),
+                                    ("half.jsonl.gz", whole[:-20], "half.jsonl.gz:29: cannot be read from here on: "),
                                     ("plain.jsonl.gz", b"{}", "plain.jsonl.gz: cannot be read: Not a gzipped file")):
         if content:
             (tmp_path / name).write_bytes(content)

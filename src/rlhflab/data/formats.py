@@ -10,16 +10,22 @@ import math
 import os
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal, cast
 
 from rlhflab.data.types import Comparison, Conversation, Message, PreferencePair, Prompt, Thumb, thumbs_of
 from rlhflab.errors import DataError
 
 ROLES = ("system", "user", "assistant")
 ANSWER_KEYS = ("answer", "completion", "response")
+LONGEST_ROW = 64 * 2**20
+"""Bytes of the longest row that is read: a file without line ends is not to fill the memory."""
+GZIP_MAGIC = b"\x1f\x8b"
+Told = Callable[[DataError], None]
+"""Hears of a row that cannot be used, where reading is to go on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,19 +49,21 @@ class Row:
         """What a verifier needs; empty where absent."""
         facts = self.values.get("facts", {})
         if not isinstance(facts, dict):
-            raise self.wrong("facts", f"must be an object, found {_kind(facts)}")
+            raise self.wrong("facts", f"must be an object, found {kind_of(facts)}")
         return facts
 
-    def wrong(self, key: str, problem: str) -> DataError:
+    def wrong(self, key: str, problem: str, *, fault: Literal["broken", "empty", "identical"] = "broken") -> DataError:
         """The error that says what is wrong with `key`."""
-        return DataError(f"{self.path}:{self.line}: {key!r} {problem}")
+        error = DataError(f"{self.path}:{self.line}: {key!r} {problem}")
+        error.line, error.fault = self.line, fault
+        return error
 
     def text(self, value: object, key: str) -> str:
         """`value`, if it is text with something in it."""
         if not isinstance(value, str):
-            raise self.wrong(key, f"must be text, found {_kind(value)}")
+            raise self.wrong(key, f"must be text, found {kind_of(value)}")
         if not value.strip():
-            raise self.wrong(key, "is empty")
+            raise self.wrong(key, "is empty", fault="empty")
         try:
             value.encode()
         except UnicodeEncodeError as error:
@@ -65,16 +73,16 @@ class Row:
     def messages(self, value: object, key: str) -> tuple[Message, ...]:
         """`value`, if it is a list of turns with a known role and a content."""
         if not isinstance(value, list):
-            raise self.wrong(key, f"must be a list of messages, found {_kind(value)}")
+            raise self.wrong(key, f"must be a list of messages, found {kind_of(value)}")
         if not value:
             raise self.wrong(key, "is an empty list")
         turns = []
         for place, turn in enumerate(value):
             if not isinstance(turn, dict):
-                raise self.wrong(f"{key}[{place}]", f"must be an object with role and content, found {_kind(turn)}")
+                raise self.wrong(f"{key}[{place}]", f"must be an object with role and content, found {kind_of(turn)}")
             role = turn.get("role")
             if role not in ROLES:
-                raise self.wrong(f"{key}[{place}].role", f"must be one of {', '.join(ROLES)}, found {role!r}")
+                raise self.wrong(f"{key}[{place}].role", f"must be one of {', '.join(ROLES)}, found {shortly(role)}")
             turns.append(Message(role=role, content=self.text(turn.get("content"), f"{key}[{place}].content")))
         return tuple(turns)
 
@@ -102,7 +110,7 @@ class Row:
         """Who judged; empty where absent."""
         source = self.values.get("source", "")
         if not isinstance(source, str):
-            raise self.wrong("source", f"must be text, found {_kind(source)}")
+            raise self.wrong("source", f"must be text, found {kind_of(source)}")
         return source
 
     def prompted_answer(self, key: str) -> tuple[tuple[Message, ...], str]:
@@ -122,23 +130,23 @@ class Row:
 
 def read_conversations(path: Path) -> list[Conversation]:
     """Demonstrations: `{"messages": [...]}`, or `prompt` and one of `answer`, `completion`, `response`."""
-    return [Conversation(id=row.id, messages=_conversation(row)) for row in read_rows(path)]
+    return [Conversation(id=row.id, messages=conversation_in(row)) for row in read_rows(path)]
 
 
 def read_pairs(path: Path) -> list[PreferencePair]:
     """Preferences: `prompt`, `chosen` and `rejected`, or two conversations that differ in their last turn."""
-    return [_pair(row) for row in read_rows(path)]
+    return [pair_in(row) for row in read_rows(path)]
 
 
 def read_thumbs(path: Path) -> list[Thumb]:
     """Thumbs: `prompt`, one of `answer`, `completion`, `response`, and `label` true or false. A pair is two thumbs."""
     return [thumb for row in read_rows(path)
-            for thumb in (thumbs_of(_pair(row)) if "chosen" in row.values else (_thumb(row),))]
+            for thumb in (thumbs_of(pair_in(row)) if "chosen" in row.values else (thumb_in(row),))]
 
 
 def read_comparisons(path: Path) -> list[Comparison]:
     """What is to be judged: `prompt`, and two answers `a` and `b` that differ."""
-    return [_comparison(row) for row in read_rows(path)]
+    return [comparison_in(row) for row in read_rows(path)]
 
 
 def read_prompts(path: Path) -> list[Prompt]:
@@ -150,40 +158,51 @@ def read_prompts(path: Path) -> list[Prompt]:
     return prompts
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """The objects of a JSONL file; DataError where a line is none, or where the file has none."""
+def read_rows(path: Path, *, bad: Told | None = None) -> Iterator[Row]:
+    """The objects of a JSONL file; DataError where a line is none, or where the file has none.
+
+    With `bad`, that is told what is wrong with a line, and reading goes on behind it.
+    """
     found = False
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(_lines(path, bad), start=1):
         try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-            values = json.loads(text) if text else None
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}:{number}: is not UTF-8 at byte {error.start} of the line") from error
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{number}: is not JSON at column {error.colno}: {error.msg}; "
-                            "every line is to hold one whole object") from error
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}:{number}: cannot be read as JSON: {error}") from error
-        if not text:
+            values = _object(path, number, line)
+        except DataError as error:
+            error.line = number
+            if bad is None:
+                raise
+            found = True
+            bad(error)
             continue
-        if not isinstance(values, dict):
-            raise DataError(f"{path}:{number}: must be an object, found {_kind(values)}")
-        found = True
-        yield Row(path=path, line=number, values={key: value for key, value in values.items() if value is not None})
+        if values is not None:
+            found = True
+            yield Row(path=path, line=number, values=without_nulls(values))
     if not found:
         raise DataError(f"{path}: is empty; at least one row is needed")
 
 
+def without_nulls(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A row's values; null means absent."""
+    return {key: value for key, value in values.items() if value is not None}
+
+
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write one object a line, compressed if the name says so. The file appears whole or not at all."""
+    with whole_file(path) as out:
+        for row in rows:
+            out.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that takes the name `path` at the end, and only if all went well; compressed if `.gz`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with open(handle, "wb") as plain:
             # No clock in the header: equal rows give equal files.
             out = gzip.GzipFile(fileobj=plain, mode="wb", filename="", mtime=0) if path.suffix == ".gz" else plain
-            for row in rows:
-                out.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            yield cast(IO[bytes], out)
             if out is not plain:
                 out.close()
         # A temporary file is private; what replaces it is as readable as any other new file.
@@ -205,7 +224,7 @@ def finite(value: Any) -> Any:
 
 def conversation_row(conversation: Conversation) -> dict[str, Any]:
     """What `read_conversations` reads back as `conversation`."""
-    return {"id": conversation.id, "messages": _turns(conversation.messages)}
+    return {"id": conversation.id, "messages": turn_rows(conversation.messages)}
 
 
 def pair_row(pair: PreferencePair) -> dict[str, Any]:
@@ -226,10 +245,11 @@ def thumb_row(thumb: Thumb) -> dict[str, Any]:
 
 def prompt_row(prompt: Prompt) -> dict[str, Any]:
     """What `read_prompts` reads back as `prompt`."""
-    return {"id": prompt.id, "prompt": _turns(prompt.messages), "facts": dict(prompt.facts)}
+    return {"id": prompt.id, "prompt": turn_rows(prompt.messages), "facts": dict(prompt.facts)}
 
 
-def _conversation(row: Row) -> tuple[Message, ...]:
+def conversation_in(row: Row) -> tuple[Message, ...]:
+    """A demonstration: the turns of `messages`, or `prompt` and an answer."""
     if "messages" in row.values:
         return row.ending(row.messages(row.values["messages"], "messages"), "assistant", "messages")
     given = [key for key in ANSWER_KEYS if key in row.values]
@@ -241,7 +261,8 @@ def _conversation(row: Row) -> tuple[Message, ...]:
     return (*prompt, Message(role="assistant", content=answer))
 
 
-def _pair(row: Row) -> PreferencePair:
+def pair_in(row: Row) -> PreferencePair:
+    """A pair: `prompt`, `chosen`, `rejected`, or two conversations that differ in their last turn."""
     if "prompt" in row.values:
         turns, chosen = row.prompted_answer("chosen")
         _, rejected = row.prompted_answer("rejected")
@@ -254,20 +275,23 @@ def _pair(row: Row) -> PreferencePair:
             raise row.wrong("rejected", "differs from 'chosen' before its last turn; both must answer one prompt")
         row.ending(turns, "user", "chosen, without its last turn,")
     if chosen == rejected:
-        raise row.wrong("chosen", "and 'rejected' are equal; a pair needs a better and a worse answer")
+        raise row.wrong("chosen", "and 'rejected' are equal; a pair needs a better and a worse answer",
+                        fault="identical")
     return PreferencePair(prompt=Prompt(id=row.id, messages=turns, facts=row.facts), chosen=chosen, rejected=rejected,
-                          strength=_strength(row), source=row.source)
+                          strength=strength_in(row), source=row.source)
 
 
-def _comparison(row: Row) -> Comparison:
+def comparison_in(row: Row) -> Comparison:
+    """What is to be judged: `prompt`, `a` and `b`."""
     turns, a = row.prompted_answer("a")
     _, b = row.prompted_answer("b")
     if a == b:
-        raise row.wrong("a", "and 'b' are equal; there is nothing to compare")
+        raise row.wrong("a", "and 'b' are equal; there is nothing to compare", fault="identical")
     return Comparison(prompt=Prompt(id=row.id, messages=turns, facts=row.facts), a=a, b=b)
 
 
-def _thumb(row: Row) -> Thumb:
+def thumb_in(row: Row) -> Thumb:
+    """A thumb: `prompt`, an answer and `label`."""
     given = [key for key in ANSWER_KEYS if key in row.values]
     if len(given) != 1:
         raise row.wrong("completion", f"is missing; a thumb has 'prompt', 'label' and one of "
@@ -275,36 +299,90 @@ def _thumb(row: Row) -> Thumb:
                                       f"{', '.join(map(repr, row.values)) or 'nothing'}")
     label = row.values.get("label")
     if not isinstance(label, bool):
-        found = "nothing" if label is None else _kind(label)
+        found = "nothing" if label is None else kind_of(label)
         raise row.wrong("label", f"must be true (a good answer) or false, found {found}")
     messages, answer = row.prompted_answer(given[0])
     return Thumb(prompt=Prompt(id=row.id, messages=messages, facts=row.facts), answer=answer, good=label,
                  source=row.source)
 
 
-def _strength(row: Row) -> float:
-    value = row.values.get("strength", 1.0)
+def strength_in(row: Row, key: str = "strength") -> float:
+    """How clear a preference is; 1 where absent."""
+    value = row.values.get(key, 1.0)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise row.wrong("strength", f"must be a number, found {_kind(value)}")
+        raise row.wrong(key, f"must be a number, found {kind_of(value)}")
     if not 0 < value <= 1:
-        raise row.wrong("strength", f"must be above 0 and at most 1, found {value}")
+        raise row.wrong(key, f"must be above 0 and at most 1, found {value}")
     return float(value)
 
 
-def _lines(path: Path) -> Iterator[bytes]:
-    """The raw lines of a file, so that a wrong byte has a line number."""
+def _object(path: Path, number: int, line: bytes) -> dict[str, Any] | None:
+    """The object on a line; None where it is blank."""
+    if len(line) > LONGEST_ROW:
+        raise DataError(f"{path}:{number}: is longer than {LONGEST_ROW // 2**20} MiB; every line is to hold one object")
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
-            yield from file
+        text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+        values = json.loads(text) if text else None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}:{number}: is not UTF-8 at byte {error.start} of the line") from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{number}: is not JSON at column {error.colno}: {error.msg}; "
+                        "every line is to hold one whole object") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}:{number}: cannot be read as JSON: {error}") from error
+    if text and not isinstance(values, dict):
+        raise DataError(f"{path}:{number}: must be an object, found {kind_of(values)}")
+    return values
+
+
+def _lines(path: Path, bad: Told | None = None) -> Iterator[bytes]:
+    """The raw lines of a file, so that a wrong byte has a line number. The end of one that is too long is left out."""
+    number = 0
+    try:
+        with open_bytes(path) as file:
+            while line := file.readline(LONGEST_ROW + 1):
+                number += 1
+                yield line
+                while len(line) > LONGEST_ROW and not line.endswith(b"\n"):
+                    line = file.readline(LONGEST_ROW + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        tell(bad if number else None, unreadable(path, error, behind=number), error)
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """A file's bytes, unpacked where it is gzip, whatever its name says. DataError where there is no such file."""
+    try:
+        with open(path, "rb") as file:
+            packed = file.read(2) == GZIP_MAGIC
+        return cast(IO[bytes], gzip.open(path, "rb")) if packed or path.suffix == ".gz" else open(path, "rb")
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
     except IsADirectoryError as error:
         raise DataError(f"{path}: is a folder; a JSONL file is needed") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
-def _turns(messages: Iterable[Message]) -> list[dict[str, str]]:
+def unreadable(path: Path, error: Exception, *, behind: int = 0) -> DataError:
+    """The error of a file that breaks off: `behind` lines or rows of it were read."""
+    where = f"{path}:{behind + 1}: cannot be read from here on" if behind else f"{path}: cannot be read"
+    return DataError(f"{where}: {getattr(error, 'strerror', None) or first_line(error)}")
+
+
+def first_line(error: Exception) -> str:
+    """What a library says of an error, without the details below."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+
+
+def tell(bad: Told | None, error: DataError, cause: Exception | None = None) -> None:
+    """Tell `bad`, or raise where nobody listens."""
+    if bad is None:
+        raise error from cause
+    bad(error)
+
+
+def turn_rows(messages: Iterable[Message]) -> list[dict[str, str]]:
+    """Turns as JSON has them."""
     return [{"role": message.role, "content": message.content} for message in messages]
 
 
@@ -314,7 +392,13 @@ def _umask() -> int:
     return mask
 
 
-def _kind(value: object) -> str:
+def shortly(value: object) -> str:
+    """A found value for an error: its start where it is long."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def kind_of(value: object) -> str:
     """What JSON calls a value."""
     names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")

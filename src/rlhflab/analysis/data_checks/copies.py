@@ -23,11 +23,12 @@ from rlhflab.analysis.data_checks.base import (
     grouped,
 )
 from rlhflab.data.survey.columns import Survey
-from rlhflab.data.survey.texts import Places, similar_rows
+from rlhflab.data.survey.texts import Places, Signatures, similar_rows
+from rlhflab.data.survey.texts import similarity as similar
 
 Similarity = Annotated[float, Field(gt=0, le=1)]
 BANDS_OF_ROWS = 20
-"""Of 3 values from each of the two signatures: both at a similarity of .8 are met with probability .998."""
+"""Of 3 values from the prompts and 3 from the answers: both at a similarity of .8 are met with probability .998."""
 BANDS_OF_PROMPTS = 12
 """Of 5 values: a similarity of .8 is met with probability .992."""
 
@@ -69,11 +70,23 @@ def near_duplicates(survey: Survey, *, similarity: Similarity = 0.8) -> DataFind
     """Rows whose prompt and whose answers are both nearly those of another row, by MinHash over runs of three words."""
     if survey.signatures is None:
         raise CannotSay("signatures were not made")
-    prompts, answers = survey.signatures
     keys, _ = comparison_keys(survey)
     _, firsts = np.unique(keys, return_index=True)
-    pairs = firsts[similar_rows(prompts[firsts], bands=BANDS_OF_ROWS, least=similarity, both=answers[firsts])]
-    pairs = pairs[survey.kind[pairs[:, 0]] == survey.kind[pairs[:, 1]]]
+    prompts, first_answers, second_answers = (found[firsts] for found in survey.signatures)
+    kinds = survey.kind[firsts]
+
+    def alike(pairs: Places) -> NDArray[np.bool_]:
+        a, b = pairs[:, 0], pairs[:, 1]
+
+        def close(left: Signatures, right: Signatures) -> NDArray[np.bool_]:
+            return similar(left[a], right[b]) >= similarity
+
+        straight = close(first_answers, first_answers) & close(second_answers, second_answers)
+        crossed = close(first_answers, second_answers) & close(second_answers, first_answers)
+        return (kinds[a] == kinds[b]) & close(prompts, prompts) & (straight | crossed)
+
+    # The signature of a union is the smaller value of each two, so it does not matter which answer is first.
+    pairs = firsts[similar_rows(prompts, np.minimum(first_answers, second_answers), bands=BANDS_OF_ROWS, alike=alike)]
     groups = _connected(pairs, survey.rows)
     extra = [int(row) for group in groups for row in group[1:]]
     first = {int(row): survey.place(int(group[0])) for group in groups for row in group}
@@ -137,7 +150,7 @@ def _near_prompts(survey: Survey, similarity: float) -> Places:
     """Pairs of rows, one for each prompt and split, whose prompts are nearly the same."""
     assert survey.signatures is not None
     _, firsts = np.unique(combined(survey.asked, survey.split.astype(np.uint64)), return_index=True)
-    return firsts[similar_rows(survey.signatures[0][firsts], bands=BANDS_OF_PROMPTS, least=similarity)]
+    return firsts[_similar(survey.signatures[0][firsts], similarity)]
 
 
 def _near_suite(survey: Survey, place: int, similarity: float) -> Iterable[tuple[int, int]]:
@@ -148,11 +161,17 @@ def _near_suite(survey: Survey, place: int, similarity: float) -> Iterable[tuple
     # Equal signatures once each: a prompt with many answers would else stand for many comparisons.
     _, firsts, member = np.unique(both, axis=0, return_index=True, return_inverse=True)
     rows_of = grouped_by(member)
-    for a, b in [*similar_rows(both[firsts], bands=BANDS_OF_PROMPTS, least=similarity), *((i, i) for i in rows_of)]:
+    for a, b in [*_similar(both[firsts], similarity), *((i, i) for i in rows_of)]:
         members = np.concatenate([rows_of[a], rows_of[b]]) if a != b else rows_of[a]
         prompts = members[members < len(known)]
         if prompts.size:
             yield from ((int(row) - len(known), int(prompts[0])) for row in members[members >= len(known)])
+
+
+def _similar(found: Signatures, least: float) -> Places:
+    """Pairs of prompts that are at least so similar."""
+    return similar_rows(found, bands=BANDS_OF_PROMPTS,
+                        alike=lambda pairs: similar(found[pairs[:, 0]], found[pairs[:, 1]]) >= least)
 
 
 def grouped_by(member: NDArray[np.int64]) -> dict[int, Rows]:

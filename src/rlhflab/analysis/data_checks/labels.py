@@ -18,6 +18,8 @@ from rlhflab.core.calibration import noise_ceiling
 from rlhflab.core.stats import Estimate, jackknife, mean_interval
 from rlhflab.data.survey.columns import Survey
 
+MANY_TIES = 0.05
+"""Share of undecided pairs above which the finding says to look."""
 MUCH_NOISE = 0.1
 """Share of wrong labels from which the finding says to look."""
 
@@ -32,7 +34,7 @@ def undecided(survey: Survey) -> DataFinding:
     rate = share(without, n)
     said = Counter(opinion.verdict for opinion in survey.opinions)
     ties = f" Of {sum(said.values()):,} judgments, {said[0]:,} name neither answer." if survey.opinions else ""
-    return DataFinding(verdict="look" if without else "clean", count=without, rate=rate, of="pairs", limited=rate.mean,
+    return DataFinding(verdict="look" if rate.mean > MANY_TIES else "clean", count=without, rate=rate, of="pairs", limited=rate.mean,
                        says=f"{without:,} of {n:,} pairs prefer no answer: {told(rate)}.{ties}",
                        next="training on pairs leaves them out; they are not lost, judges found both as good."
                        if without else "")

@@ -1,6 +1,6 @@
 """One pass over located rows, in batches: what the checks need of each row, as columns. Memory does not hold the texts.
 
-A row costs about 800 bytes, whatever its length: hashes, counts, two signatures and its opening words. Nothing is
+A row costs about a kilobyte, whatever its length: hashes, counts, two signatures and its opening words. Nothing is
 judged here, and no file is read.
 """
 
@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rlhflab.data.chat import ChatFacts, ChatFormat
+from rlhflab.data.forms import winner
+from rlhflab.data.reading import Located
 from rlhflab.data.survey.markers import Markers
 from rlhflab.data.survey.secrets import find_secrets, redacted
 from rlhflab.data.survey.suites import Suite
@@ -40,25 +42,6 @@ SAMPLED = 2000
 OPENING = 600
 """Characters of a text that its language is told from."""
 FIELDS = ("prompt", "first answer", "second answer")
-
-
-class Located(Protocol):
-    """A row as a reader gives it."""
-
-    @property
-    def path(self) -> Path:
-        """Its file."""
-        ...
-
-    @property
-    def line(self) -> int:
-        """Its line, from 1."""
-        ...
-
-    @property
-    def item(self) -> Judged | Thumb | Conversation | Prompt:
-        """What it says."""
-        ...
 
 
 class BadRow(NamedTuple):
@@ -161,8 +144,8 @@ class Survey:
     met: tuple[Met, ...]
     sample: tuple[Opened, ...]
     suites: tuple[Suite, ...]
-    signatures: tuple[Signatures, Signatures] | None
-    """Of the prompts' last turns and of the two answers together, (n, 60) each."""
+    signatures: tuple[Signatures, Signatures, Signatures] | None
+    """Of the prompts' last turns, of the first and of the second answers, (n, 60) each."""
     tokens: Tokens | None
     bad: tuple[BadRow, ...] = ()
     chat_problem: str = ""
@@ -233,7 +216,7 @@ class _Columns:
     splits: dict[str, int] = field(default_factory=dict)
     lists: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in (
         "file", "line", "split", "kind", "prompt", "asked", "answers", "label", "words", "chars", "excerpt",
-        "opinions", "secrets", "markers", "met", "near_prompt", "near_answers", "prompt_tokens", "answer_tokens",
+        "opinions", "secrets", "markers", "met", "near_prompt", "near_first", "near_second", "prompt_tokens", "answer_tokens",
         "same")})
     sample: list[Opened] = field(default_factory=list)
 
@@ -261,7 +244,8 @@ class _Columns:
         def column(name: str, dtype: Any, width: int = 0) -> Any:
             return np.array(got[name], dtype=dtype).reshape((-1, width) if width else -1)
 
-        near = None if not self.look.near else (_stacked(got["near_prompt"]), _stacked(got["near_answers"]))
+        near = None if not self.look.near else (
+            _stacked(got["near_prompt"]), _stacked(got["near_first"]), _stacked(got["near_second"]))
         tokens = None if self.look.chat is None else Tokens(
             prompt=column("prompt_tokens", np.int32), answers=column("answer_tokens", np.int32, 2),
             same_when_cut=column("same", np.bool_), max_length=self.look.max_length, chat=self.look.chat.facts)
@@ -324,10 +308,8 @@ class _Columns:
                                                    [row.second for row in texts])]
         self.lists["words"].append(np.stack([words.counts for words in each], axis=1))
         if self.look.near:
-            asked, first, second = (signatures(shingles(words)) for words in each)
-            self.lists["near_prompt"].append(asked)
-            # The signature of a union is the smaller value of each two, so it does not matter which answer is first.
-            self.lists["near_answers"].append(np.minimum(first, second))
+            for name, words in zip(("near_prompt", "near_first", "near_second"), each, strict=True):
+                self.lists[name].append(signatures(shingles(words)))
         start = self.rows - len(texts)
         for place, suite in enumerate(self.look.suites):
             best: dict[int, Met] = {}
@@ -380,9 +362,8 @@ def shortened(text: str) -> str:
 
 def _texts(item: Judged | Thumb | Conversation | Prompt) -> _Texts:
     if isinstance(item, Judged):
-        verdicts = [judgment.verdict for judgment in item.judgments]
-        lead = verdicts.count("a") - verdicts.count("b")
-        return _Texts(0, item.comparison.prompt.messages, item.comparison.a, item.comparison.b, (lead > 0) - (lead < 0))
+        label = {"a": 1, "b": -1}.get(winner(item) or "", 0)
+        return _Texts(0, item.comparison.prompt.messages, item.comparison.a, item.comparison.b, label)
     if isinstance(item, Thumb):
         return _Texts(1, item.prompt.messages, item.answer, "", 1 if item.good else -1)
     if isinstance(item, Conversation):

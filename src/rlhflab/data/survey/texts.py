@@ -6,7 +6,7 @@ as one text after another. Nothing here decides what is alike.
 """
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from hashlib import blake2b
 from typing import NamedTuple
@@ -108,31 +108,27 @@ def similarity(a: Signatures, b: Signatures) -> NDArray[np.float64]:
     return np.asarray((a == b).mean(axis=-1))
 
 
-def similar_rows(found: Signatures, *, bands: int, least: float, both: Signatures | None = None) -> Places:
-    """Pairs of rows, (m, 2), whose similarity is `least` or more in `found`, and in `both` where it is given.
+def similar_rows(*texts: Signatures, bands: int, alike: Callable[[Places], NDArray[np.bool_]]) -> Places:
+    """Pairs of rows, (m, 2), of those that locality-sensitive hashing brings together: the ones that are `alike`.
 
-    Locality-sensitive hashing by sorting: rows that agree on all values of one of the `bands` lie together, and each is
-    compared with the one before it and with the first of its group. Linear memory; a pair at similarity s is met with
-    probability 1 - (1 - s^r)^bands at least, r the values in a band (2 r where there are two signatures).
+    Rows that agree on all values of one of the `bands`, in each of `texts`, lie together when sorted, and each is
+    compared with the one before it and with the first of its group: linear memory, and no comparison of all with all. In
+    a group of two, texts at similarity s are met with probability 1 - (1 - s^r)^bands, r the values that they agree on.
     """
-    width = found.shape[1] // bands
+    width = PERMUTATIONS // bands
     met: list[Places] = []
     for band in range(bands):
         part = slice(band * width, (band + 1) * width)
-        keys = _row_keys(found[:, part] if both is None else np.concatenate([found[:, part], both[:, part]], axis=1))
+        keys = _row_keys(np.concatenate([found[:, part] for found in texts], axis=1))
         order = np.argsort(keys, kind="stable")
         same = np.concatenate([[False], keys[order][1:] == keys[order][:-1]])
         first = np.maximum.accumulate(np.where(same, 0, np.arange(order.size)))
         at = np.flatnonzero(same)
         for other in (at - 1, first[at]):
             pairs = np.sort(np.stack([order[at], order[other]], axis=1), axis=1)
-            met.append(pairs[_alike(found, pairs, least) & (both is None or _alike(both, pairs, least))])
+            met.append(pairs[alike(pairs)])
     pairs = np.concatenate(met) if met else np.zeros((0, 2), dtype=np.int64)
     return np.unique(pairs, axis=0)
-
-
-def _alike(found: Signatures, pairs: Places, least: float) -> NDArray[np.bool_]:
-    return similarity(found[pairs[:, 0]], found[pairs[:, 1]]) >= least
 
 
 def _row_keys(values: Signatures) -> Hashes:
