@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from rlhflab.analysis.data_checks.base import told
 from rlhflab.analysis.figures import Figure, dot, draw, label, policy_axis, short, spoken, vertical
 from rlhflab.analysis.page import render_page, write_page
 from rlhflab.analysis.report import Tile
@@ -74,11 +75,7 @@ def percent(rate: Mapping[str, Any] | None) -> str:
     found = estimate(rate)
     if found is None:
         return "not known"
-    return f"{_per_cent(found.mean)} % [{_per_cent(found.low)},\u00a0{_per_cent(found.high)}]"
-
-
-def _per_cent(share: float) -> str:
-    return f"{100 * share:.2f}" if share < 0.0995 else f"{100 * share:.1f}"
+    return told(found)
 
 
 def tiles(record: Mapping[str, Any]) -> list[Tile]:

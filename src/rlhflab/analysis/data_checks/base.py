@@ -71,7 +71,8 @@ def share(count: float, n: int) -> Estimate:
 
 def told(rate: Estimate) -> str:
     """`2.1 % [1.4, 3.0]`."""
-    return f"{100 * rate.mean:.2g} % [{100 * rate.low:.2g}, {100 * rate.high:.2g}]"
+    mean, low, high = (f"{100 * each:.1f}" if each >= 0.01 or each == 0 else f"{100 * each:.2g}" for each in rate[:3])
+    return f"{mean} % [{low}, {high}]"
 
 
 def fault(rows: Sequence[int] | Rows, n: int, *, what: str, examples: Sequence[Example], next_step: str,

@@ -83,7 +83,7 @@ def near_duplicates(survey: Survey, *, similarity: Similarity = 0.8) -> DataFind
 
         straight = close(first_answers, first_answers) & close(second_answers, second_answers)
         crossed = close(first_answers, second_answers) & close(second_answers, first_answers)
-        return (kinds[a] == kinds[b]) & close(prompts, prompts) & (straight | crossed)
+        return np.asarray((kinds[a] == kinds[b]) & close(prompts, prompts) & (straight | crossed))
 
     # The signature of a union is the smaller value of each two, so it does not matter which answer is first.
     pairs = firsts[similar_rows(prompts, np.minimum(first_answers, second_answers), bands=BANDS_OF_ROWS, alike=alike)]

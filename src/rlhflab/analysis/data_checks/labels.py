@@ -34,10 +34,10 @@ def undecided(survey: Survey) -> DataFinding:
     rate = share(without, n)
     said = Counter(opinion.verdict for opinion in survey.opinions)
     ties = f" Of {sum(said.values()):,} judgments, {said[0]:,} name neither answer." if survey.opinions else ""
-    return DataFinding(verdict="look" if rate.mean > MANY_TIES else "clean", count=without, rate=rate, of="pairs", limited=rate.mean,
+    many = rate.mean > MANY_TIES
+    return DataFinding(verdict="look" if many else "clean", count=without, rate=rate, of="pairs", limited=rate.mean,
                        says=f"{without:,} of {n:,} pairs prefer no answer: {told(rate)}.{ties}",
-                       next="training on pairs leaves them out; they are not lost, judges found both as good."
-                       if without else "")
+                       next="training on pairs leaves them out, so count on fewer pairs than rows." if many else "")
 
 
 @data_check("thumbs_up")

@@ -216,8 +216,8 @@ class _Columns:
     splits: dict[str, int] = field(default_factory=dict)
     lists: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in (
         "file", "line", "split", "kind", "prompt", "asked", "answers", "label", "words", "chars", "excerpt",
-        "opinions", "secrets", "markers", "met", "near_prompt", "near_first", "near_second", "prompt_tokens", "answer_tokens",
-        "same")})
+        "opinions", "secrets", "markers", "met", "near_prompt", "near_first", "near_second", "prompt_tokens",
+        "answer_tokens", "same")})
     sample: list[Opened] = field(default_factory=list)
 
     def __post_init__(self) -> None:

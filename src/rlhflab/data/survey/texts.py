@@ -112,8 +112,8 @@ def similar_rows(*texts: Signatures, bands: int, alike: Callable[[Places], NDArr
     """Pairs of rows, (m, 2), of those that locality-sensitive hashing brings together: the ones that are `alike`.
 
     Rows that agree on all values of one of the `bands`, in each of `texts`, lie together when sorted, and each is
-    compared with the one before it and with the first of its group: linear memory, and no comparison of all with all. In
-    a group of two, texts at similarity s are met with probability 1 - (1 - s^r)^bands, r the values that they agree on.
+    compared with the one before it and with the first of its group: linear memory, and no comparison of all with all.
+    Two texts at similarity s are met with probability 1 - (1 - s^r)^bands, r the values that they agree on.
     """
     width = PERMUTATIONS // bands
     met: list[Places] = []
