@@ -23,6 +23,8 @@ app = App(
 )
 for place, (name, command) in enumerate(commands.COMMANDS.items()):
     group, _, last = name.rpartition(" ")
+    if group in commands.GROUPS and group not in app:
+        app.command(App(name=group, help=commands.GROUPS[group], sort_key=place))
     (app[group] if group else app).command(command, name=last, sort_key=place)
 
 

@@ -31,11 +31,12 @@ class Progress:
         self._console.print(text)
 
     @contextmanager
-    def track(self, label: str, total: int, *, done: int = 0) -> Iterator["Track"]:
+    def track(self, label: str, total: int | None, *, done: int = 0) -> Iterator["Track"]:
         """Show a loop of `total` rounds: `with progress.track("dpo", 32) as bar: bar.advance(loss=0.61)`.
 
-        `done`: rounds of an earlier process, which count as done but not for the rate. Ends with a line that holds the
-        total time, whether all rounds were done or not. Loops may nest.
+        `total`: None where nobody knows it, as of the rows of a file. `done`: rounds of an earlier process, which count
+        as done but not for the rate. Ends with a line that holds the total time, whether all rounds were done or not.
+        Loops may nest.
         """
         bars, outermost = self._bars, self._bars is None and self._console.is_terminal
         if outermost:
@@ -57,7 +58,8 @@ class Progress:
 class Track:
     """One loop on show. Made by `Progress.track`."""
 
-    def __init__(self, progress: Progress, bars: Bars | None, label: str, total: int, done: int = 0) -> None:
+    def __init__(self, progress: Progress, bars: Bars | None, label: str, total: int | None,
+                 done: int = 0) -> None:
         self.done, self._before, self._label, self._total, self._numbers = done, done, label, total, ""
         self._progress, self._bars = progress, bars
         self._started = self._said = progress._clock()
@@ -71,10 +73,11 @@ class Track:
         now = self._progress._clock()
         if self._bars is not None and self._bar is not None:
             self._bars.update(self._bar, completed=self.done, rate=self._rate(now), numbers=self._numbers)
-        elif now - self._said >= self._progress._every and self.done < self._total:
+        elif now - self._said >= self._progress._every and (self._total is None or self.done < self._total):
             self._said = now
-            left = (now - self._started) / max(self.done - self._before, 1) * (self._total - self.done)
-            self._say(f"{self._rate(now)}, {in_words(left)} left")
+            rounds = 0 if self._total is None else self._total - self.done
+            left = (now - self._started) / max(self.done - self._before, 1) * rounds
+            self._say(f"{self._rate(now)}, {in_words(left)} left" if rounds else self._rate(now))
 
     def finish(self) -> None:
         """Take the bar away and say how long it took."""
@@ -84,7 +87,8 @@ class Track:
 
     def _say(self, timing: str) -> None:
         numbers = f"  {self._numbers}" if self._numbers else ""
-        self._progress.say(f"{self._label}: {self.done}/{self._total} {timing}{numbers}")
+        total = "" if self._total is None else f"/{self._total}"
+        self._progress.say(f"{self._label}: {self.done}{total} {timing}{numbers}")
 
     def _rate(self, now: float) -> str:
         rate = (self.done - self._before) / max(now - self._started, 1e-9)

@@ -6,7 +6,7 @@ way to stderr; with --json, stdout holds one JSON value and nothing else.
 
 from collections.abc import Callable, Mapping
 
-from rlhflab.commands import failures, listing, training
+from rlhflab.commands import data, failures, listing, training
 
 COMMANDS: Mapping[str, Callable[..., int | None]] = {
     "demo": training.demo_command, "train": training.train_command, "sample": training.sample_command,
@@ -15,6 +15,9 @@ COMMANDS: Mapping[str, Callable[..., int | None]] = {
     "report reward": failures.report_reward_command, "curves": failures.curves_command,
     "best-of-n": failures.best_of_n_command, "propose-labels": failures.propose_labels_command,
     "export": training.export_command, "average-roles": training.average_roles_command,
+    "data convert": data.convert_command,
     "models": listing.models_command, "list": listing.list_command,
 }
 """In the order of the help; the second of two words is a command below the first."""
+GROUPS: Mapping[str, str] = {"data": "Files of preferences, demonstrations and prompts, in any format."}
+"""First words that are no command of their own, and their help."""
