@@ -3,8 +3,8 @@
     python benchmarks/doctor.py [--pairs 100000] [--bytes 1700] [--model smollm2-135m] [--keep FILE]
 
 Two runs, each in a process of its own: with tokens and without. Both look for near copies. The pairs are words drawn by
-their frequency (Zipf) with a fixed seed, about `bytes` a row; 1 % of the rows are copies, 1 % near copies, and .1 % hold
-an e-mail address, so the checks have something to find. Leave the machine alone meanwhile.
+their frequency (Zipf) with a fixed seed, about `bytes` a row; 1 % of the rows are copies, 1 % near copies, and .1 %
+hold an e-mail address, so the checks have something to find. Leave the machine alone meanwhile.
 """
 
 import argparse
@@ -67,8 +67,9 @@ def generate(path: Path, pairs: int, size: int, *, seed: int = 0) -> None:
     with path.open("w", encoding="utf-8") as file:
         for number in range(pairs):
             drawn = random.choices(vocabulary, cum_weights=cumulative, k=words)
-            row = {"prompt": sentences(drawn[:words * 2 // 5]), "chosen": sentences(drawn[words * 2 // 5:words * 7 // 10]),
-                   "rejected": sentences(drawn[words * 7 // 10:])}
+            asked, better = words * 2 // 5, words * 7 // 10
+            row = {"prompt": sentences(drawn[:asked]), "chosen": sentences(drawn[asked:better]),
+                   "rejected": sentences(drawn[better:])}
             if number % 100 == 50:
                 row = previous
             elif number % 100 == 51:

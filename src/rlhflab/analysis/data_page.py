@@ -50,6 +50,19 @@ def worst_first(findings: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]
                                                  -(finding["rate"] or {"mean": 0.0})["mean"]))
 
 
+def rows_of_findings(record: Mapping[str, Any]) -> list[dict[str, str]]:
+    """One row a check, for the terminal."""
+    return [{"check": finding["name"], "verdict": finding["verdict"], "says": finding["says"]}
+            for finding in worst_first(record["findings"])]
+
+
+def next_words(record: Mapping[str, Any]) -> str:
+    """What to do first."""
+    worst = worst_first(record["findings"])[0]
+    first = f" Then, {worst['name']}: {worst['next']}" if worst["next"] else ""
+    return f"Next: open it in a browser.{first}"
+
+
 def exceeded(limits: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The limits that the data does not keep."""
     return [limit for limit in limits if limit["exceeded"]]

@@ -15,7 +15,7 @@ COMMANDS: Mapping[str, Callable[..., int | None]] = {
     "report reward": failures.report_reward_command, "curves": failures.curves_command,
     "best-of-n": failures.best_of_n_command, "propose-labels": failures.propose_labels_command,
     "export": training.export_command, "average-roles": training.average_roles_command,
-    "data convert": data.convert_command,
+    "data convert": data.convert_command, "data check": data.check_command, "data split": data.split_command,
     "models": listing.models_command, "list": listing.list_command,
 }
 """In the order of the help; the second of two words is a command below the first."""

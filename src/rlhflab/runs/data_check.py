@@ -15,9 +15,9 @@ from rlhflab.analysis.data_checks import DataFinding, data_check
 from rlhflab.analysis.data_checks.base import CannotSay
 from rlhflab.data.chat import ChatFormat
 from rlhflab.data.reading import Located, read_items
+from rlhflab.data.splitting import prompt_of
 from rlhflab.data.survey.columns import KINDS, BadRow, Look, Survey, survey
 from rlhflab.data.survey.suites import Suite
-from rlhflab.data.types import Conversation, Judged, Thumb
 from rlhflab.errors import ConfigError, DataError, ModelError
 from rlhflab.progress import Progress
 from rlhflab.scenarios import names, scenario
@@ -71,7 +71,7 @@ def check_data(asked: Asked, *, progress: Progress) -> Checked:
     suites = tuple(suite_of(name) for name in asked.against)
     chat, problem = (None, "") if asked.model is None else chat_of(asked.model)
     bad: list[BadRow] = []
-    with progress.track("reading", 0) as track:
+    with progress.track("reading", None) as track:
         look = Look(chat=chat, max_length=asked.max_length, suites=suites)
         seen = survey(_items(asked, bad, track.advance), look, bad=bad)
     seen = replace(seen, chat_problem=problem)
@@ -134,16 +134,8 @@ def suite_of(name: str) -> Suite:
         return Suite.of(name, list(dict.fromkeys(prompt.messages[-1].content for prompt in prompts)))
     if not Path(name).exists():
         raise DataError(f"{name}: is neither a file nor a scenario; there are {', '.join(names())}")
-    asked = dict.fromkeys(_asked(located) for located in read_items(name))
+    asked = dict.fromkeys(prompt_of(located.item)[-1].content for located in read_items(name))
     return Suite.of(Path(name).name, list(asked))
-
-
-def _asked(located: Located) -> str:
-    item = located.item
-    if isinstance(item, Conversation):
-        return next((turn.content for turn in item.messages if turn.role == "user"), "")
-    prompt = item.comparison.prompt if isinstance(item, Judged) else item.prompt if isinstance(item, Thumb) else item
-    return prompt.messages[-1].content
 
 
 def chat_of(model: str) -> tuple[ChatFormat | None, str]:
@@ -169,7 +161,7 @@ def _items(asked: Asked, bad: list[BadRow], advance: Any) -> Iterator[Located]:
         def tell(error: DataError, path: Path = path) -> None:
             if error.fault == "broken" and not asked.skip_bad:
                 raise DataError(f"{error}; --skip-bad goes on and counts such rows") from error
-            bad.append(BadRow(path, error.line, error.fault, str(error).removeprefix(f"{path}:")))
+            bad.append(BadRow(path, error.line, error.fault, str(error).removeprefix(f"{path}:{error.line}: ")))
 
         for located in read_items(path, form=asked.form, bad=tell):
             yield located

@@ -4,7 +4,19 @@ from dataclasses import replace
 from typing import Any
 
 from rlhflab.data.formats import Row, kind_of, shortly, thumb_in
-from rlhflab.data.forms.base import ASK, BAD, BARE_PAIR_LOSES, GOOD, Form, Values, data_format, judged_pair, name_in, objects_in, rest_of
+from rlhflab.data.forms.base import (
+    ASK,
+    BAD,
+    BARE_PAIR_LOSES,
+    GOOD,
+    Form,
+    Values,
+    data_format,
+    judged_pair,
+    name_in,
+    objects_in,
+    rest_of,
+)
 from rlhflab.data.types import Conversation, Judged, PreferencePair, Thumb
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from rlhflab.data.chat import ChatFacts, ChatFormat
 from rlhflab.data.forms import winner
 from rlhflab.data.reading import Located
+from rlhflab.data.splitting import prompt_of
 from rlhflab.data.survey.markers import Markers
 from rlhflab.data.survey.secrets import find_secrets, redacted
 from rlhflab.data.survey.suites import Suite
@@ -361,15 +362,15 @@ def shortened(text: str) -> str:
 
 
 def _texts(item: Judged | Thumb | Conversation | Prompt) -> _Texts:
+    turns = prompt_of(item)
     if isinstance(item, Judged):
         label = {"a": 1, "b": -1}.get(winner(item) or "", 0)
-        return _Texts(0, item.comparison.prompt.messages, item.comparison.a, item.comparison.b, label)
+        return _Texts(0, turns, item.comparison.a, item.comparison.b, label)
     if isinstance(item, Thumb):
-        return _Texts(1, item.prompt.messages, item.answer, "", 1 if item.good else -1)
+        return _Texts(1, turns, item.answer, "", 1 if item.good else -1)
     if isinstance(item, Conversation):
-        first = next((i for i, turn in enumerate(item.messages) if turn.role == "assistant"), len(item.messages))
-        return _Texts(2, item.messages[:first], "\n".join(turn.content for turn in item.messages[first:]), "", 0)
-    return _Texts(3, item.messages, "", "", 0)
+        return _Texts(2, turns, "\n".join(turn.content for turn in item.messages[len(turns):]), "", 0)
+    return _Texts(3, turns, "", "", 0)
 
 
 def _stacked(parts: Sequence[Signatures]) -> Signatures:

@@ -5,6 +5,7 @@ for the same 32-bit inputs; here a batch of texts goes through each step togethe
 as one text after another. Nothing here decides what is alike.
 """
 
+import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -36,6 +37,11 @@ def content_hash(*parts: str) -> int:
     """64 bits of BLAKE2b over the parts: equal texts of different files and days get equal numbers."""
     return int.from_bytes(blake2b("\x00".join(parts).encode("utf-8", "surrogatepass"), digest_size=8).digest(),
                           "little")
+
+
+def plain_words(text: str) -> list[str]:
+    """Letters and digits of one text in lower case, cut at everything else."""
+    return [word for word in re.split(r"[^\w]+", normal(text).lower()) if word]
 
 
 class Runs(NamedTuple):
