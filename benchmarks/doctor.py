@@ -62,7 +62,7 @@ def generate(path: Path, pairs: int, size: int, *, seed: int = 0) -> None:
     for rank in range(1, len(vocabulary) + 1):
         weights.append(weights[-1] + 1 / rank)
     cumulative = weights[1:]
-    words = max(6, round((size - 60) / 6.2))
+    words = max(6, round((size - 60) / 7.2))
     previous: dict[str, str] = {}
     with path.open("w", encoding="utf-8") as file:
         for number in range(pairs):

@@ -38,9 +38,9 @@ BATCH = 256
 """Rows that go through each step together."""
 EXCERPT = 110
 """Characters of a row that are kept to show it."""
-SAMPLED = 2000
+SAMPLED = 1000
 """Rows whose language is looked at, drawn evenly."""
-OPENING = 600
+OPENING = 400
 """Characters of a text that its language is told from."""
 FIELDS = ("prompt", "first answer", "second answer")
 

@@ -24,14 +24,17 @@ KEYS: Mapping[str, re.Pattern[str]] = {
 }
 """By kind. The first letters of each make it all but sure."""
 HINTS: Mapping[str, tuple[str, ...]] = {
-    "private key": ("PRIVATE KEY-----",), "AWS access key": ("AKIA", "ASIA"), "GitHub token": ("gh", "github_pat_"),
+    "private key": ("PRIVATE KEY-----",), "AWS access key": ("AKIA", "ASIA"),
+    "GitHub token": ("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"),
     "Slack token": ("xox",), "Google API key": ("AIza",), "model API key": ("sk-", "hf_"), "payment key": ("k_live_",),
     "signed token": ("eyJ",)}
 """Text without any of these holds no key of the kind; to look for them costs next to nothing."""
 EMAIL = re.compile(r"(?<![\w.+-])[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}"
                    r"@(?:[A-Za-z0-9-]{1,63}\.){1,4}[A-Za-z]{2,18}(?![\w-])")
-PHONE = re.compile(r"(?<![\w+./=-])(?:\+\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{1,4}(?:[ .-]\d{2,4}){2,4}"
+PHONE = re.compile(r"(?<![\w+./=-])(?:\+(?=\d{1,6}[ .()-])[1-9](?:[ .()-]{0,2}\d){8,14}(?!\d)"
                    r"|(?:\+?1[ .-])?(?:\(\d{3}\) ?|\d{3}[.-])\d{3}[ .-]\d{4})(?![\w/-]|\.\d)")
+DIGITS = re.compile(r"[0-9][0-9][0-9][ .)-]{1,2}[0-9][0-9][0-9]")
+"""What a phone number without a plus has; much quicker to look for."""
 NOBODY = re.compile(r"@(?:[\w.-]+\.)?(?:example\.(?:com|org|net|edu)|(?:your)?(?:domain|company|email)\.com"
                     r"|[\w.-]+\.(?:test|invalid|localhost))$|^(?:git|user|username|name|email|you|your)@"
                     r"|\(?555\)?[ .-]\d{3}[ .-]\d{4}$|[ .-]555[ .-]01\d\d$|123[ .-]456[ .-]7890", re.IGNORECASE)
@@ -57,7 +60,8 @@ def find_secrets(text: str) -> list[Secret]:
             found += _found(kind, pattern, text)
     if "@" in text:
         found += _found("e-mail address", EMAIL, text)
-    found += _found("phone number", PHONE, text)
+    if "+" in text or DIGITS.search(text):
+        found += _found("phone number", PHONE, text)
     if len(found) < 2:
         return found
     found.sort(key=lambda secret: secret.start)
