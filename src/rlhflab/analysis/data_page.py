@@ -8,7 +8,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from rlhflab.analysis.data_checks.base import told
 from rlhflab.analysis.figures import Figure, dot, draw, label, policy_axis, short, spoken, vertical
 from rlhflab.analysis.page import render_page, write_page
 from rlhflab.analysis.report import Tile
@@ -24,7 +23,7 @@ def write_data_page(record: Mapping[str, Any], path: Path) -> Path:
     """Write the page of a record and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return write_page(path, render_page("data_check.html.j2", page(record),
-                                        filters={"estimate": estimate, "percent": percent, "count": count}))
+                                        filters={}))
 
 
 def page(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,14 +82,6 @@ def count(n: int, what: str) -> str:
     return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
-def percent(rate: Mapping[str, Any] | None) -> str:
-    """A share with its interval, in per cent."""
-    found = estimate(rate)
-    if found is None:
-        return "not known"
-    return told(found)
-
-
 def tiles(record: Mapping[str, Any]) -> list[Tile]:
     """The few numbers to remember."""
     made = [Tile("Rows", f"{record['rows']:,}", ", ".join(f"{n:,} {count_word(kind, n)}"
@@ -98,7 +89,7 @@ def tiles(record: Mapping[str, Any]) -> list[Tile]:
             Tile("Different prompts", f"{record['prompts']:,}",
                  f"{record['rows'] / max(record['prompts'], 1):.1f} rows each on average")]
     if record["skipped"]:
-        made.append(Tile("Not read", f"{record['skipped']:,}", "broken, empty or identical rows"))
+        made.append(Tile("Rows beside them", f"{record['skipped']:,}", "that are broken, empty or identical"))
     by_name = {finding["name"]: finding for finding in record["findings"]}
     for name, words in (("length_bias", "Longer answer chosen"), ("label_noise", "Judgments that are wrong"),
                         ("position_bias", "First answer chosen")):
@@ -159,7 +150,7 @@ def length_figures(details: Mapping[str, Any]) -> list[Figure]:
 
 def difference_figure(parts: Sequence[Mapping[str, Any]]) -> Figure:
     """How often the longer answer is chosen, for equal shares of the pairs by how much longer it is."""
-    known = [(f"{part['low']:.2g} to {part['high']:.2g} times", found) for part in parts
+    known = [(f"{times(part['low'])} to {times(part['high'])} times", found) for part in parts
              if (found := estimate(part["longer_chosen"]))]
     traces = [dot(found, place, policy="reward", name=label(name)) for place, (name, found) in enumerate(known)]
     alt = "; ".join(f"{name} as long: {spoken(found)}" for name, found in known)
@@ -168,6 +159,11 @@ def difference_figure(parts: Sequence[Mapping[str, Any]]) -> Figure:
                        "coin.", alt=f"Longer answer chosen: {alt}", height=70 + 32 * len(known),
                   json=draw(traces, shapes=[vertical(0.5)], yaxis=policy_axis([name for name, _ in known]),
                             xaxis={"range": [-0.03, 1.03]}))
+
+
+def times(ratio: float) -> str:
+    """`1.3`, `19`, `1,350`."""
+    return f"{ratio:.1f}" if ratio < 9.95 else f"{ratio:,.0f}"
 
 
 def budget_figure(details: Mapping[str, Any]) -> Figure | None:

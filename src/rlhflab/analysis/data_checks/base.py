@@ -71,7 +71,7 @@ def share(count: float, n: int) -> Estimate:
 
 def told(rate: Estimate) -> str:
     """`2.1 % [1.4, 3.0]`."""
-    mean, low, high = (f"{100 * each:.1f}" if each >= 0.01 or each == 0 else f"{100 * each:.2g}" for each in rate[:3])
+    mean, low, high = (f"{100 * each:.1f}" if each >= 0.01 or each < 5e-6 else f"{100 * each:.2g}" for each in rate[:3])
     return f"{mean} % [{low}, {high}]"
 
 

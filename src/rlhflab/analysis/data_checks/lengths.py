@@ -112,10 +112,9 @@ def length_bias(survey: Survey, *, look_from: Annotated[float, Field(ge=0.5, le=
 def quantiles(tokens: Tokens) -> list[dict[str, Any]]:
     """Tokens of prompts, answers and whole rows at some quantiles; rows without the part are left out."""
     parts: Mapping[str, NDArray[np.int32]] = {
-        "prompt": tokens.prompt, "first answer": tokens.answers[:, 0], "second answer": tokens.answers[:, 1],
-        "prompt and longer answer": tokens.longest}
+        "prompt": tokens.prompt, "answer": tokens.answers.ravel(), "prompt and longer answer": tokens.longest}
     return [{"part": name, "n": int(values.size),
-             **{f"{quantile:.0%}": int(np.quantile(values, quantile, method="higher")) for quantile in QUANTILES}}
+             **{f"{100 * quantile:.0f} %": int(np.quantile(values, quantile, method="higher")) for quantile in QUANTILES}}
             for name, part in parts.items() if (values := part[part > 0]).size]
 
 
@@ -125,7 +124,7 @@ def budgets(survey: Survey, tokens: Tokens) -> list[dict[str, Any]]:
     shorter = tokens.prompt + np.where(pairs, tokens.answers.min(axis=1), tokens.answers.max(axis=1))
     return [{"max_length": budget, "rows dropped": int((longest > budget).sum()),
              "share": float((longest > budget).mean()),
-             "every answer cut": int((shorter > budget).sum()),
+             "no answer whole": int((shorter > budget).sum()),
              "prompt alone too long": int((tokens.prompt >= budget).sum())}
             for budget in sorted({*BUDGETS, tokens.max_length})]
 
