@@ -58,6 +58,13 @@ class Row:
         error.line, error.fault = self.line, fault
         return error
 
+    def given(self, key: str) -> Any:
+        """The value of a key that has to be there."""
+        value = self.values.get(key)
+        if value is None:
+            raise self.wrong(key, "is missing")
+        return value
+
     def text(self, value: object, key: str) -> str:
         """`value`, if it is text with something in it."""
         if not isinstance(value, str):
@@ -88,18 +95,14 @@ class Row:
 
     def prompt(self, key: str = "prompt") -> tuple[Message, ...]:
         """The turns up to the answer: text is one user turn."""
-        value = self.values.get(key)
-        if value is None:
-            raise self.wrong(key, "is missing")
+        value = self.given(key)
         if isinstance(value, str):
             return (Message(role="user", content=self.text(value, key)),)
         return self.ending(self.messages(value, key), "user", key)
 
     def answer(self, key: str) -> tuple[tuple[Message, ...], str]:
         """The answer, and the turns before it where `key` holds a conversation."""
-        value = self.values.get(key)
-        if value is None:
-            raise self.wrong(key, "is missing")
+        value = self.given(key)
         if isinstance(value, str):
             return (), self.text(value, key)
         turns = self.ending(self.messages(value, key), "assistant", key)

@@ -35,7 +35,7 @@ SHAREGPT_NAMES = {"user": "human", "assistant": "gpt", "system": "system"}
 
 def _sharegpt(row: Row) -> Judged | Thumb | Conversation:
     talk = [_said(row, each, f"conversations[{place}]")
-            for place, each in enumerate(objects_in(row, row.values["conversations"], "conversations"))]
+            for place, each in enumerate(objects_in(row, row.given("conversations"), "conversations"))]
     answers = {key: [_said(row, row.values[key], key)] for key in ("chosen", "rejected") if key in row.values}
     return _factory_item(row, talk, answers, used=("conversations",))
 
@@ -64,7 +64,7 @@ def _alpaca(row: Row) -> Judged | Thumb | Conversation:
     more = name_in(row, "input")
     talk = [turn for question, answer in _history(row)
             for turn in ({"role": "user", "content": question}, {"role": "assistant", "content": answer})]
-    instruction = row.text(row.values.get("instruction"), "instruction")
+    instruction = row.text(row.given("instruction"), "instruction")
     talk.append({"role": "user", "content": f"{instruction}\n{more}" if more else instruction})
     output = row.values.get("output")
     if isinstance(output, list) and len(output) == 2:  # The older way to write a pair.
@@ -72,7 +72,7 @@ def _alpaca(row: Row) -> Judged | Thumb | Conversation:
     else:
         answers = {key: row.values[key] for key in ("chosen", "rejected") if key in row.values}
     if not answers:
-        talk.append({"role": "assistant", "content": row.text(output, "output")})
+        talk.append({"role": "assistant", "content": row.text(row.given("output"), "output")})
     return _factory_item(row, talk, answers, used=("instruction", "input", "output", "history"))
 
 

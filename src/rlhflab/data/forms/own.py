@@ -155,7 +155,8 @@ def _one_answer(values: Values) -> bool:
 @data_format("demonstrations", needs=("messages",))
 def demonstrations_form() -> Form:
     """What SFT learns: `messages` that end in an answer, or `prompt` (or `question`) and one answer."""
-    return Form(fits=_is_demonstration, holds=Conversation, row=conversation_row, loses="answers that were not preferred, facts or other columns",
+    return Form(fits=_is_demonstration, holds=Conversation, row=conversation_row,
+                loses="answers that were not preferred, facts or other columns",
                 read=lambda row: [Conversation(id=row.id, messages=conversation_in(_prompted(row)))],
                 example={"id": "sum", "messages": [ASKED, SAID]})
 

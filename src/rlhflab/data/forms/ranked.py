@@ -86,8 +86,8 @@ SCORES = ("overall_score", "score", "rating")
 
 def _scored_answers(row: Row) -> list[tuple[str, float, str | None]]:
     """Text, score and author of each answer that has a score: `completions` of objects, or two lists side by side."""
-    key = "completions" if "completions" in row.values else "responses"
-    given = row.values[key]
+    key = "responses" if "responses" in row.values else "completions"
+    given = row.given(key)
     if not isinstance(given, list):
         raise row.wrong(key, f"must be a list, found {kind_of(given)}")
     if all(isinstance(each, str) for each in given):

@@ -17,7 +17,8 @@ def hh_form() -> Form:
     """Transcripts as hh-rlhf: turns behind `Human:` and `Assistant:`, two whole ones or a prompt and two answers."""
     asked = f"\n\nHuman: {ASK}\n\nAssistant: "
     return Form(fits=_fits, read=lambda row: [_hh(row)], holds=PreferencePair, row=_hh_row,
-                loses=f"{BARE_PAIR_LOSES}, or space around texts", example={"chosen": asked + GOOD, "rejected": asked + BAD})
+                loses=f"{BARE_PAIR_LOSES}, or space around texts",
+                example={"chosen": asked + GOOD, "rejected": asked + BAD})
 
 
 def _fits(values: Values) -> bool:
@@ -38,7 +39,7 @@ def _hh(row: Row) -> Judged:
         given = {**row.values, "prompt": turn_rows(turns),
                  **{key: _stripped(row.values.get(key)) for key in ("chosen", "rejected")}}
     else:
-        given = {**row.values, **{key: turn_rows(transcript(row, row.values.get(key), key))
+        given = {**row.values, **{key: turn_rows(transcript(row, row.given(key), key))
                                   for key in ("chosen", "rejected")}}
     return judged_pair(replace(row, values={key: value for key, value in given.items() if value is not None}))
 
@@ -67,8 +68,8 @@ def transcript(row: Row, value: object, key: str) -> tuple[Message, ...]:
 
 
 def as_transcript(turns: Sequence[Message]) -> str | None:
-    """Turns as `transcript` reads them back, stripped; None where it could not: a system turn, a speaker's name in one."""
+    """Turns as `transcript` reads them back, stripped; None where it could not, for a system turn or speaker's name."""
     names = {role: name for name, role in SPEAKERS.items()}
-    if any(turn.role not in names or TURN.search("\n\n" + turn.content) for turn in turns):
+    if any(turn.role not in names or TURN.search(" " + turn.content.strip()) for turn in turns):
         return None
     return "\n\n".join(f"{names[turn.role]}: {turn.content.strip()}" for turn in turns)
