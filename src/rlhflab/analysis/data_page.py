@@ -23,7 +23,7 @@ def write_data_page(record: Mapping[str, Any], path: Path) -> Path:
     """Write the page of a record and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return write_page(path, render_page("data_check.html.j2", page(record),
-                                        filters={}))
+                                        filters={"held": held}))
 
 
 def page(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,6 +159,11 @@ def difference_figure(parts: Sequence[Mapping[str, Any]]) -> Figure:
                        "coin.", alt=f"Longer answer chosen: {alt}", height=70 + 32 * len(known),
                   json=draw(traces, shapes=[vertical(0.5)], yaxis=policy_axis([name for name, _ in known]),
                             xaxis={"range": [-0.03, 1.03]}))
+
+
+def held(text: str) -> str:
+    """A sentence whose per cents stay with their numbers at the end of a line."""
+    return text.replace(" %", "\u00a0%")
 
 
 def times(ratio: float) -> str:

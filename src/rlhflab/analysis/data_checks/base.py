@@ -66,7 +66,7 @@ class CannotSay(LabError):
 
 def share(count: float, n: int) -> Estimate:
     """A rate of independent rows with its Wilson interval."""
-    return Estimate(count / n, *wilson(count, n), n)
+    return Estimate(count / n, *wilson(float(count), float(n)), n)
 
 
 def told(rate: Estimate) -> str:

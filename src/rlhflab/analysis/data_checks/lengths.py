@@ -60,8 +60,8 @@ def end_tokens(survey: Survey) -> DataFinding:
     rate, facts = share(lost, n), tokens.chat
     notes = [f"the end token is {facts.turn_end}" + ("" if facts.written else ", which the template does not write")]
     if facts.pad == facts.turn_end:
-        notes.append("it is also the padding token: a trainer that masks padding by its id never learns to end. This "
-                     "lab masks by length, so it does")
+        notes.append("it is also the padding token, so a trainer that masks padding by its id never learns to end "
+                     "(this lab masks by length)")
     if facts.eos is not None and facts.eos != facts.turn_end:
         notes.append(f"generation elsewhere has to stop at it, not only at {facts.eos}")
     trained = share(n - lost, n)
@@ -114,7 +114,7 @@ def quantiles(tokens: Tokens) -> list[dict[str, Any]]:
     parts: Mapping[str, NDArray[np.int32]] = {
         "prompt": tokens.prompt, "answer": tokens.answers.ravel(), "prompt and longer answer": tokens.longest}
     return [{"part": name, "n": int(values.size),
-             **{f"{100 * quantile:.0f} %": int(np.quantile(values, quantile, method="higher")) for quantile in QUANTILES}}
+             **{f"{100 * each:.0f} %": int(np.quantile(values, each, method="higher")) for each in QUANTILES}}
             for name, part in parts.items() if (values := part[part > 0]).size]
 
 
