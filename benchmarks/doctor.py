@@ -9,7 +9,7 @@ hold an e-mail address, so the checks have something to find. Leave the machine 
 
 import argparse
 import json
-import resource
+import os
 import subprocess
 import sys
 import tempfile
@@ -33,24 +33,27 @@ def main() -> None:
         path = options.keep or Path(temporary) / "pairs.jsonl"
         if not path.exists():
             generate(path, options.pairs, options.bytes)
+        size = round(path.stat().st_size / 1e6)
         flags = {"tokens": ["--model", options.model], "no-tokens": ["--no-tokens"]}
         results = {name: measured([str(path), *more, "--out", str(Path(temporary) / "page.html")])
                    for name, more in flags.items() if options.only in (None, name)}
     from rlhflab.runs.folder import environment
-    print(json.dumps({"pairs": options.pairs, "megabytes": None if options.keep is None else
-                      round(path.stat().st_size / 1e6), "runs": results, **environment()}, indent=2))
+    print(json.dumps({"pairs": options.pairs, "megabytes": size, "runs": results, **environment()}, indent=2))
 
 
 def measured(arguments: list[str]) -> dict[str, Any]:
     """Wall and processor seconds of one command, its peak memory, and what it found."""
-    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "rlhflab", "data", "check", *arguments, "--json"], check=True,
-                          capture_output=True, text=True)
-    seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
-    found = {row["name"]: row["count"] for row in json.loads(done.stdout)["findings"]}
-    return {"seconds": round(seconds, 1),
-            "processor_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1),
-            "peak_gb": round(after.ru_maxrss / 2**20, 2),
+    started = time.perf_counter()
+    with tempfile.TemporaryFile("w+") as out:
+        process = subprocess.Popen([sys.executable, "-m", "rlhflab", "data", "check", *arguments, "--json"], stdout=out)
+        _, status, used = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
+        if status:
+            sys.exit("data check failed")
+        out.seek(0)
+        found = {row["name"]: row["count"] for row in json.load(out)["findings"]}
+    return {"seconds": round(seconds, 1), "processor_seconds": round(used.ru_utime + used.ru_stime, 1),
+            "peak_gb": round(used.ru_maxrss / 2**20, 2),
             "found": {name: found[name] for name in ("duplicates", "near_duplicates", "secrets")}}
 
 

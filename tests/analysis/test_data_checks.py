@@ -26,7 +26,8 @@ def found(name, seen, **options):
 
 
 def test_every_check_runs_on_clean_pairs_or_says_what_it_lacks():
-    seen = surveyed(*(pair(f"question number {i}", f"answer {i}", f"reply no. {i} here", "ab"[i % 2]) for i in range(20)))
+    seen = surveyed(*(pair(f"question number {i}", f"answer {i}", f"reply no. {i} here", "ab"[i % 2])
+                      for i in range(20)))
     verdicts = {finding.name: finding.verdict for finding in run_checks(seen, {})}
     assert set(verdicts) == set(data_check.names())
     assert {name for name, verdict in verdicts.items() if verdict == "not run"} == {
@@ -46,16 +47,16 @@ def test_rows_that_could_not_be_read_are_counted_by_what_is_wrong_with_them():
 
 
 def test_a_contradiction_counts_both_rows_and_the_side_with_fewer_is_left_out():
-    seen = surveyed(pair("q", "x", "y", "a"), pair("q", "y", "x", "b"), pair("q", "x", "y", "b"), pair("q", "x", "z", "b"),
-                    thumb("q", "x", True), thumb("q", "x", False))
+    seen = surveyed(pair("q", "x", "y", "a"), pair("q", "y", "x", "b"), pair("q", "x", "y", "b"),
+                    pair("q", "x", "z", "b"), thumb("q", "x", True), thumb("q", "x", False))
     finding = found("contradictory", seen)
     assert (finding.count, finding.rate.n) == (5, 6) and sorted(finding.drop) == [2, 4, 5]
     assert finding.examples[0].where == "mine.jsonl:1, mine.jsonl:2, mine.jsonl:3"
 
 
 def test_a_copy_says_the_same_with_its_answers_in_either_order():
-    seen = surveyed(pair("q", "x", "y", "a"), pair("q", "y", "x", "b"), pair(" q", "x", "y ", "a"), pair("q", "x", "y", "b"),
-                    pair("q", "x", "y", "tie"), pair("Q", "x", "y", "a"))
+    seen = surveyed(pair("q", "x", "y", "a"), pair("q", "y", "x", "b"), pair(" q", "x", "y ", "a"),
+                    pair("q", "x", "y", "b"), pair("q", "x", "y", "tie"), pair("Q", "x", "y", "a"))
     finding = found("duplicates", seen)
     assert finding.drop == {1: "a copy of mine.jsonl:1", 2: "a copy of mine.jsonl:1"} and finding.count == 2
 
@@ -95,7 +96,8 @@ def test_half_of_the_judgments_that_agree_are_a_coins():
 def test_label_noise_is_read_from_comparisons_judged_twice_in_whichever_row():
     # 9 agreements and 1 disagreement of two: A = .9, e = (1 - sqrt(.8)) / 2.
     rows = [pair(f"q{i}", "x", "y", "a", "a") for i in range(8)]
-    rows += [pair("r", "x", "y", "a"), pair("r", "y", "x", "b"), pair("s", "x", "y", "a", "b"), pair("t", "x", "y", "a")]
+    rows += [pair("r", "x", "y", "a"), pair("r", "y", "x", "b"), pair("s", "x", "y", "a", "b"),
+             pair("t", "x", "y", "a")]
     finding = found("label_noise", surveyed(*rows))
     assert finding.rate.mean == pytest.approx((1 - 0.8**0.5) / 2) and finding.rate.n == 10
     assert finding.rate.low <= finding.rate.mean <= finding.rate.high
@@ -146,7 +148,8 @@ def test_languages_are_told_and_answers_in_another_one_than_the_prompt_shown():
 
 
 def test_thumbs_and_undecided_pairs_are_counted():
-    seen = surveyed(thumb("q", "x", True), thumb("r", "x", False), pair("q", "x", "y", "a", "b"), pair("q", "x", "z", "a"))
+    seen = surveyed(thumb("q", "x", True), thumb("r", "x", False), pair("q", "x", "y", "a", "b"),
+                    pair("q", "x", "z", "a"))
     assert found("thumbs_up", seen).rate.mean == 0.5 and found("undecided", seen).count == 1
 
 
@@ -168,7 +171,7 @@ def test_the_page_says_what_was_found_and_shows_text_as_text(tmp_path):
     seen = surveyed(*(pair(f"{i}", f"{EVIL}</s>", "y" * (i + 1), "ab"[i % 2]) for i in range(12)),
                     pair(EVIL, "x", "y", "a"), pair(EVIL, "x", "y", "b"))
     record, page = page_of(seen, tmp_path)
-    assert EVIL in page.text and not [tag for tag, attributes in page.elements if tag == "img" or "onerror" in attributes]
+    assert EVIL in page.text and not [tag for tag, given in page.elements if tag == "img" or "onerror" in given]
     assert "12 of 14 rows spell out a control token" in page.text.replace("\n", " ")
     assert {"verdict", "findings", "todo", "lengths", "control_tokens"} <= page.ids and len(page.figures) == 3
     assert next_words(record).startswith("Next: open it in a browser. Then, control_tokens: take the tokens out")

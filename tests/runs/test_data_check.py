@@ -13,7 +13,8 @@ from rlhflab.runs.data_check import Asked, check_data, read_limits, suite_of
 from rlhflab.scenarios import scenario
 from survey_rows import pair
 
-ROWS = [{"prompt": f"question number {i}?", "chosen": f"answer {i}", "rejected": f"reply no. {i}, longer"} for i in range(20)]
+ROWS = [{"prompt": f"question number {i}?", "chosen": f"answer {i}", "rejected": f"reply no. {i}, longer"}
+        for i in range(20)]
 
 
 def file_of(folder, *rows, name="mine.jsonl"):
@@ -85,7 +86,7 @@ def test_a_limit_that_is_exceeded_exits_with_2_and_says_so(tmp_path, capsys):
 def test_a_mistake_in_the_limits_is_one_sentence(tmp_path, text, sentence):
     path = tmp_path / "limits.yaml"
     path.write_text(text)
-    with pytest.raises(ConfigError, match="limits.yaml: ") as error:
+    with pytest.raises(ConfigError, match=r"limits\.yaml: ") as error:
         read_limits(path)
     assert sentence in str(error.value)
 
@@ -159,7 +160,8 @@ def test_a_row_keeps_its_part_when_the_file_grows(tmp_path, capsys):
 
 
 def test_rows_of_one_prompt_stay_together_whatever_its_case_and_punctuation(tmp_path, capsys):
-    rows = [{"prompt": text, "answer": str(i)} for i, text in enumerate(["Why is it so?", "why  is it so", "WHY is it so!"] * 5)]
+    texts = ["Why is it so?", "why  is it so", "WHY is it so!"] * 5
+    rows = [{"prompt": text, "answer": str(i)} for i, text in enumerate(texts)]
     parts = split(capsys, file_of(tmp_path, *rows), tmp_path / "parts", "--shares", "0.5,0.3,0.2")
     assert sorted(part["rows"] for part in parts) == [0, 0, 15] and [part["name"] for part in parts] == [
         "train", "validation", "test"]
@@ -167,7 +169,8 @@ def test_rows_of_one_prompt_stay_together_whatever_its_case_and_punctuation(tmp_
 
 def test_the_part_of_a_prompt_is_fixed_for_all_time():
     group = group_of(pair("Why is it so?", "x", "y", "a"), by="prompt")
-    assert group == "user: why is it so" and [part_of(group, (0.5, 0.5), salt=salt) for salt in ("", "1", "5")] == [1, 1, 0]
+    assert group == "user: why is it so"
+    assert [part_of(group, (0.5, 0.5), salt=salt) for salt in ("", "1", "3")] == [1, 1, 0]
 
 
 @pytest.mark.parametrize(("flags", "sentence"), [

@@ -30,7 +30,8 @@ def test_addresses_and_numbers_are_found_whole(kind, text):
 
 @pytest.mark.parametrize("text", [
     "someone@example.com", "user@host.net", "a@b", "call 555-123-4567", "212-555-0123", "123-456-7890", "sk-short",
-    "ISBN 978-3-16-148410-0", "2019-2020 1234", "192.168.100.1000", "1 234 567 8901", "3.141-592-6535", "x = 1+23456789012", "AKIA",
+    "ISBN 978-3-16-148410-0", "2019-2020 1234", "192.168.100.1000", "1 234 567 8901", "3.141-592-6535",
+    "x = 1+23456789012", "AKIA",
 ])
 def test_names_that_belong_to_nobody_and_other_numbers_are_left_alone(text):
     assert find_secrets(text) == [] and redacted(text) == text

@@ -5,6 +5,7 @@ judged here, and no file is read.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -203,8 +204,10 @@ def survey(items: Iterable[Located], look: Look, *, bad: Iterable[BadRow] = ()) 
     """The columns of all rows. `bad` is read when the items have come to an end, so a reader may fill it meanwhile."""
     found = _Columns(look)
     rows = iter(items)
-    while batch := list(islice(rows, BATCH)):
-        found.add(batch)
+    # A fast tokenizer counts outside the interpreter's lock, so a second core works on it meanwhile.
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        while batch := list(islice(rows, BATCH)):
+            found.add(batch, pool)
     return found.survey(tuple(bad))
 
 
@@ -225,9 +228,11 @@ class _Columns:
         self.rows, self._random = 0, Random(self.look.seed)
         self._markers = Markers(() if self.look.chat is None else self.look.chat.control_tokens)
 
-    def add(self, batch: Sequence[Located]) -> None:
-        """Add some rows."""
+    def add(self, batch: Sequence[Located], pool: ThreadPoolExecutor) -> None:
+        """Add some rows; `pool` counts their tokens while the rest is looked at."""
         texts = [_texts(located.item) for located in batch]
+        chat = self.look.chat
+        counting = None if chat is None else pool.submit(chat.token_counts, _tokenized(chat, texts))
         for located, row in zip(batch, texts, strict=True):
             self._place(located)
             self._contents(row)
@@ -235,8 +240,8 @@ class _Columns:
             self._judged(located.item)
             self.rows += 1
         self._count_words(texts)
-        if self.look.chat is not None:
-            self._count_tokens(self.look.chat, [located.item for located in batch], texts)
+        if chat is not None and counting is not None:
+            self._count_tokens(chat, [located.item for located in batch], texts, counting.result())
 
     def survey(self, bad: tuple[BadRow, ...]) -> Survey:
         """What has been added."""
@@ -320,22 +325,26 @@ class _Columns:
                         best[hit.row] = Met(start + hit.row, place, hit.prompt, hit.share)
             self.lists["met"] += best.values()
 
-    def _count_tokens(self, chat: ChatFormat, items: Sequence[Any], texts: Sequence[_Texts]) -> None:
-        whole = {place: chat.conversation(item) for place, item in enumerate(items) if isinstance(item, Conversation)}
-        prompts = chat.token_counts([chat.opened(row.turns) if place not in whole else ""
-                                     for place, row in enumerate(texts)])
-        answers = [chat.token_counts([getattr(row, name) for row in texts]) for name in ("first", "second")]
-        for place, row in enumerate(texts):
-            lengths = [count + 1 if text else -1
-                       for count, text in zip((answers[0][place], answers[1][place]), row[2:4], strict=True)]
-            prompt = prompts[place]
-            if place in whole:
-                prompt, lengths = len(whole[place].prompt), [len(whole[place].ids), -1]
+    def _count_tokens(self, chat: ChatFormat, items: Sequence[Any], texts: Sequence[_Texts],
+                      counts: Sequence[int]) -> None:
+        n = len(texts)
+        for row, item, prompt, *answers in zip(texts, items, counts[:n], counts[n:2 * n], counts[2 * n:], strict=True):
+            lengths = [count + 1 if text else -1 for count, text in zip(answers, row.fields[1:], strict=True)]
+            if isinstance(item, Conversation):  # has tokens between its turns, too
+                whole = chat.conversation(item)
+                prompt, lengths = len(whole.prompt), [len(whole.ids), -1]
             self.lists["prompt_tokens"].append(prompt)
             self.lists["answer_tokens"].append(lengths)
             room = self.look.max_length - prompt
             self.lists["same"].append(row.kind == 0 and min(lengths) > room and (
                 room <= 0 or chat.answer(row.first)[:room] == chat.answer(row.second)[:room]))
+
+
+def _tokenized(chat: ChatFormat, texts: Sequence[_Texts]) -> list[str]:
+    """All prompts, then all first and all second answers; demonstrations are read turn by turn instead."""
+    turns = [KINDS[row.kind] == "demonstration" for row in texts]
+    return [*("" if skip else chat.opened(row.turns) for row, skip in zip(texts, turns, strict=True)),
+            *("" if skip else row.first for row, skip in zip(texts, turns, strict=True)), *(row.second for row in texts)]
 
 
 def split_of(located: Located) -> str:
