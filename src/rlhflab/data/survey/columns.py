@@ -344,7 +344,8 @@ def _tokenized(chat: ChatFormat, texts: Sequence[_Texts]) -> list[str]:
     """All prompts, then all first and all second answers; demonstrations are read turn by turn instead."""
     turns = [KINDS[row.kind] == "demonstration" for row in texts]
     return [*("" if skip else chat.opened(row.turns) for row, skip in zip(texts, turns, strict=True)),
-            *("" if skip else row.first for row, skip in zip(texts, turns, strict=True)), *(row.second for row in texts)]
+            *("" if skip else row.first for row, skip in zip(texts, turns, strict=True)),
+            *(row.second for row in texts)]
 
 
 def split_of(located: Located) -> str:
