@@ -19,7 +19,6 @@ def test_labels_kinds_and_lengths_are_those_of_the_rows():
                     talk, asked("Why?"))
     assert [seen.of(kind).tolist().index(True) for kind in ("pair", "thumb", "demonstration", "prompt")] == [0, 2, 3, 4]
     assert seen.label.tolist() == [1, -1, -1, 0, 0]
-    assert seen.words.tolist() == [[2, 1, 1], [2, 1, 1], [1, 1, 0], [1, 2, 0], [1, 0, 0]]
     assert seen.chars[0].tolist() == [1, 4] and seen.prompt[0] == seen.prompt[1] != seen.prompt[2]
     assert [opinion.verdict for opinion in seen.opinions] == [1, 1, -1, -1]
 

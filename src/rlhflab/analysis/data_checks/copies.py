@@ -54,9 +54,10 @@ def contradictory(survey: Survey) -> DataFinding:
 
 @data_check("duplicates")
 def duplicates(survey: Survey) -> DataFinding:
-    """Rows that say the same as an earlier row: prompt, answers in either order, and label."""
+    """Rows that say the same as an earlier row of their split: prompt, answers in either order, and label."""
     keys, label = comparison_keys(survey)
-    groups = grouped(combined(keys, label.astype(np.int64).view(np.uint64)))
+    said = combined(keys, label.astype(np.int64).view(np.uint64))
+    groups = grouped(combined(said, survey.split.astype(np.uint64)))
     extra = [int(row) for group in groups for row in np.sort(group)[1:]]
     first = {int(row): survey.place(int(group.min())) for group in groups for row in group}
     return fault(extra, survey.rows, what="are a copy of an earlier row", examples=_groups(survey, groups),
@@ -70,10 +71,10 @@ def near_duplicates(survey: Survey, *, similarity: Similarity = 0.8) -> DataFind
     """Rows whose prompt and whose answers are both nearly those of another row, by MinHash over runs of three words."""
     if survey.signatures is None:
         raise CannotSay("signatures were not made")
-    keys, _ = comparison_keys(survey)
+    keys = combined(comparison_keys(survey)[0], survey.split.astype(np.uint64))
     _, firsts = np.unique(keys, return_index=True)
     prompts, first_answers, second_answers = (found[firsts] for found in survey.signatures)
-    kinds = survey.kind[firsts]
+    kinds, splits = survey.kind[firsts], survey.split[firsts]
 
     def alike(pairs: Places) -> NDArray[np.bool_]:
         a, b = pairs[:, 0], pairs[:, 1]
@@ -83,7 +84,8 @@ def near_duplicates(survey: Survey, *, similarity: Similarity = 0.8) -> DataFind
 
         straight = close(first_answers, first_answers) & close(second_answers, second_answers)
         crossed = close(first_answers, second_answers) & close(second_answers, first_answers)
-        return np.asarray((kinds[a] == kinds[b]) & close(prompts, prompts) & (straight | crossed))
+        same = (kinds[a] == kinds[b]) & (splits[a] == splits[b])  # across splits it is a leak
+        return np.asarray(same & close(prompts, prompts) & (straight | crossed))
 
     # The signature of a union is the smaller value of each two, so it does not matter which answer is first.
     pairs = firsts[similar_rows(prompts, np.minimum(first_answers, second_answers), bands=BANDS_OF_ROWS, alike=alike)]

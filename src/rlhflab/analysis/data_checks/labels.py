@@ -85,11 +85,16 @@ def label_noise(survey: Survey) -> DataFinding:
                                               for each in survey.opinions})
     rate = Estimate(ceiling.flipped, flipped(agreement.high), flipped(agreement.low), ceiling.comparisons)
     noisy = rate.mean >= MUCH_NOISE
+    rows_of: dict[int, set[int]] = defaultdict(set)
+    for each in survey.opinions:
+        rows_of[int(keys[each.row])].add(each.row)
+    repeats = "; rows that repeat a comparison count as judgments of their own, so copies make this too small" \
+        if any(len(rows) > 1 for rows in rows_of.values()) else ""
     return DataFinding(
         verdict="look" if noisy else "clean", rate=rate, of="judgments", limited=rate.mean,
         says=f"Two judgments of one comparison agree in {told(agreement)} of the cases, so {told(rate)} of the "
              f"judgments are wrong if judges err independently ({ceiling.comparisons:,} comparisons judged twice or "
-             f"more). No reward model can be right more often than {100 - 100 * rate.mean:.0f} % on single judgments.",
+             f"more{repeats}). No reward model can be right more often than {100 - 100 * rate.mean:.0f} % on single judgments.",
         details={"agreement": agreement._asdict(), "ceiling": ceiling.accuracy},
         next=f"train with label noise in the loss (--loss.name cdpo --loss.label_noise {min(rate.mean, 0.49):.2f}), "
              "take the majority of several judges, or make the criteria clearer." if noisy else "")

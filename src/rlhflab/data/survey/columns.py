@@ -1,6 +1,6 @@
 """One pass over located rows, in batches: what the checks need of each row, as columns. Memory does not hold the texts.
 
-A row costs about a kilobyte, whatever its length: hashes, counts, two signatures and its opening words. Nothing is
+A row costs some three kilobytes, whatever its length: hashes, counts, two signatures and its opening words. Nothing is
 judged here, and no file is read.
 """
 
@@ -134,8 +134,6 @@ class Survey:
     """(n, 2): content hashes of the answers, 0 where there is none."""
     label: NDArray[np.int8]
     """1: the first answer is preferred, or the thumb is up; -1: the other way; 0: neither."""
-    words: NDArray[np.int32]
-    """(n, 3): words of the last prompt turn and of the answers."""
     chars: NDArray[np.int32]
     """(n, 2): characters of the answers."""
     excerpt: tuple[str, ...]
@@ -219,7 +217,7 @@ class _Columns:
     files: dict[Path, int] = field(default_factory=dict)
     splits: dict[str, int] = field(default_factory=dict)
     lists: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in (
-        "file", "line", "split", "kind", "prompt", "asked", "answers", "label", "words", "chars", "excerpt",
+        "file", "line", "split", "kind", "prompt", "asked", "answers", "label", "chars", "excerpt",
         "opinions", "secrets", "markers", "met", "near_prompt", "near_first", "near_second", "prompt_tokens",
         "answer_tokens", "same")})
     sample: list[Opened] = field(default_factory=list)
@@ -239,7 +237,7 @@ class _Columns:
             self._found_in(row)
             self._judged(located.item)
             self.rows += 1
-        self._count_words(texts)
+        self._read_words(texts)
         if chat is not None and counting is not None:
             self._count_tokens(chat, [located.item for located in batch], texts, counting.result())
 
@@ -259,10 +257,9 @@ class _Columns:
                       splits=tuple(self.splits), split=column("split", np.int32), kind=column("kind", np.int8),
                       prompt=column("prompt", np.uint64), asked=column("asked", np.uint64),
                       answers=column("answers", np.uint64, 2),
-                      label=column("label", np.int8), words=_joined(got["words"]), chars=column("chars", np.int32, 2),
-                      excerpt=tuple(got["excerpt"]),
-                      opinions=tuple(got["opinions"]), secrets=tuple(got["secrets"]), markers=tuple(got["markers"]),
-                      met=tuple(got["met"]), sample=tuple(sorted(self.sample)), suites=self.look.suites,
+                      label=column("label", np.int8), chars=column("chars", np.int32, 2),
+                      excerpt=tuple(got["excerpt"]), opinions=tuple(got["opinions"]), secrets=tuple(got["secrets"]),
+                      markers=tuple(got["markers"]), met=tuple(got["met"]), sample=tuple(sorted(self.sample)), suites=self.look.suites,
                       signatures=near, tokens=tokens, bad=bad)
 
     def _place(self, located: Located) -> None:
@@ -308,11 +305,10 @@ class _Columns:
                 self.lists["opinions"].append(
                     Opinion(self.rows, sides.get(each.verdict, 0), sides.get(each.shown_first or "", 0)))
 
-    def _count_words(self, texts: Sequence[_Texts]) -> None:
-        """Word counts, and what is made of words: signatures, and runs shared with evaluations."""
+    def _read_words(self, texts: Sequence[_Texts]) -> None:
+        """What is made of words: signatures, and runs shared with evaluations."""
         each = [word_hashes(column) for column in ([row.asked for row in texts], [row.first for row in texts],
                                                    [row.second for row in texts])]
-        self.lists["words"].append(np.stack([words.counts for words in each], axis=1))
         if self.look.near:
             for name, words in zip(("near_prompt", "near_first", "near_second"), each, strict=True):
                 self.lists[name].append(signatures(shingles(words)))
@@ -385,8 +381,4 @@ def _texts(item: Judged | Thumb | Conversation | Prompt) -> _Texts:
 
 def _stacked(parts: Sequence[Signatures]) -> Signatures:
     return np.concatenate(parts) if parts else signatures(Runs(np.zeros(0, np.uint64), np.zeros(1, np.int64)))
-
-
-def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[np.int32]:
-    return np.concatenate(parts).astype(np.int32) if parts else np.zeros((0, 3), dtype=np.int32)
 
