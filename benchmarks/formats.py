@@ -22,7 +22,9 @@ from rlhflab.data.formats import pair_row, write_jsonl
 from rlhflab.data.reading import read_items
 from rlhflab.data.types import Message, PreferencePair, Prompt
 
-WORDS = ["The", "note", "says", "that", "the", "parcel", "left", "on", "Monday,", "so", "it", "should", "be", "there", "by", "Thursday", "at", "the", "latest;", "if", "not,", "ask", "again", "and", "name", "the", "number", "on", "the", "receipt."]
+NOTE = ("The note says that the parcel left on Monday, so it should be there by Thursday at the latest; if not, ask "
+        "again and name the number on the receipt.")
+WORDS = NOTE.split()
 STEPS = (("read", "first.jsonl", None), ("convert", "first.jsonl", "second.parquet"),
          ("convert", "second.parquet", "third.csv"), ("convert", "third.csv", "fourth.json"),
          ("convert", "fourth.json", "last.jsonl"))

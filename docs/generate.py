@@ -6,6 +6,7 @@ exits with 1 where a page is out of date.
 """
 
 import io
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from rich.console import Console
 
 from rlhflab.cli import app
 from rlhflab.commands import COMMANDS
+from rlhflab.data.forms import in_order
 from rlhflab.listing import listing, shown
 
 DOCS = Path(__file__).parent
@@ -63,6 +65,18 @@ def detectors() -> str:
     return _table(("detector", "an alarm is", "options", "needs", "gold-free", "source"), rows)
 
 
+def formats() -> str:
+    """The catalogue of data formats as a table, each with its example."""
+    rows = [(f"`{name}`", _summary(name), f"`{json.dumps(form.example, ensure_ascii=False)}`",
+             "-" if form.row is None else f"yes; no {form.loses}" if form.loses else "yes")
+            for name, form in in_order().items()]
+    return _table(("format", "what it is", "example", "written"), rows)
+
+
+def _summary(name: str) -> str:
+    return next(row["summary"].rstrip(".") for row in listing("formats") if row["name"] == name)
+
+
 def _options(options: dict[str, dict[str, Any]]) -> str:
     return "<br>".join(f"`{name}` {shown(option['default'])}" + (f" ({option['range']})" if option["range"] else "")
                        for name, option in options.items())
@@ -72,7 +86,7 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in (head, ("---",) * len(head), *rows))
 
 
-PARTS: dict[str, Callable[[], str]] = {"losses": losses, "detectors": detectors}
+PARTS: dict[str, Callable[[], str]] = {"losses": losses, "detectors": detectors, "formats": formats}
 
 
 if __name__ == "__main__":

@@ -41,3 +41,11 @@ def test_text_with_brackets_is_printed_as_it_is():
 
 def test_durations_are_in_words():
     assert [in_words(s) for s in (9.94, 59.6, 75, 3700)] == ["9.9 s", "1 min 0 s", "1 min 15 s", "1 h 1 min"]
+
+
+def test_a_loop_of_unknown_length_says_its_rate_and_no_remaining_time():
+    clock, stream = iter(range(0, 100, 4)), io.StringIO()
+    with Progress(stream, clock=lambda: next(clock)).track("convert", None) as bar:
+        for _ in range(6):
+            bar.advance()
+    assert stream.getvalue().splitlines() == ["convert: 3 4 s each", "convert: 6 4 s each", "convert: 6 in 28 s"]

@@ -1,5 +1,6 @@
 """From format to format: round trips, the count of what is left out, and the command."""
 
+import gc
 import json
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def test_a_thumb_is_no_pair_and_only_a_good_one_is_a_demonstration(tmp_path):
     rows = [{"prompt": "2+2?", "completion": answer, "label": answer == "4"} for answer in ("4", "5")]
     first = file_of(tmp_path, rows)
     assert convert(first, tmp_path / "second.jsonl", to="demonstrations").dropped == {"thumbs down": 1}
-    with pytest.raises(DataError, match="nothing is left to write: of 2 thumbs, dropped are 2 thumbs"):
+    with pytest.raises(DataError, match="no pairs are left to write: of 2 thumbs, dropped are 2 thumbs"):
         convert(first, tmp_path / "third.jsonl")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first.jsonl", "second.jsonl"]
 
@@ -88,7 +89,8 @@ def test_rows_that_a_format_cannot_say_are_counted(tmp_path):
 
 
 def test_broken_rows_stop_the_work_or_are_counted_and_no_half_file_is_left(tmp_path):
-    first = file_of(tmp_path, [{"prompt": "2+2?", "chosen": "4", "rejected": "5"}, {"prompt": "2+2?", "chosen": "4"}] * 2)
+    whole = {"prompt": "2+2?", "chosen": "4", "rejected": "5"}
+    first = file_of(tmp_path, [whole, {"prompt": "2+2?", "chosen": "4"}] * 2)
     with pytest.raises(DataError, match=r"first.jsonl:2: 'rejected' is missing"):
         convert(first, tmp_path / "second.jsonl", form="trl")
     assert [path.name for path in tmp_path.iterdir()] == ["first.jsonl"]
@@ -97,15 +99,33 @@ def test_broken_rows_stop_the_work_or_are_counted_and_no_half_file_is_left(tmp_p
     assert (done.rows, done.bad, len(bad)) == (2, 2, 2)
 
 
+@pytest.mark.parametrize("kind", [".jsonl", ".csv", ".parquet"])
+def test_turns_that_are_no_transcript_are_kept_as_messages_in_the_shared_schema(tmp_path, kind):
+    system = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2?"}]
+    first = file_of(tmp_path, [{**VOTED[0], "prompt": prompt} for prompt in ("2+2?", system, "Human: 2+2?")])
+    convert(first, tmp_path / f"second{kind}", to="shared")
+    assert items(tmp_path / f"second{kind}") == items(first)
+
+
+@pytest.mark.parametrize("kind", [".jsonl.gz", ".json.gz", ".csv", ".csv.gz", ".parquet"])
+def test_a_file_that_is_given_up_half_way_leaves_nothing_behind(tmp_path, kind, recwarn):
+    rows = [{**VOTED[0], "id": str(number)} for number in range(3000)]
+    first = file_of(tmp_path, [*rows, {"prompt": "2+2?"}])
+    with pytest.raises(DataError, match=r"first\.jsonl:3001: 'a' is missing"):
+        convert(first, tmp_path / f"second{kind}")
+    gc.collect()  # A handle left open would complain here.
+    assert [path.name for path in tmp_path.iterdir()] == ["first.jsonl"] and not list(recwarn)
+
+
 def test_what_cannot_be_written_is_refused_before_anything_is_read(tmp_path):
     first = file_of(tmp_path, VOTED)
     with pytest.raises(ConfigError, match="exists already; name a new file"):
         convert(first, first)
-    with pytest.raises(ConfigError, match="--to: rows of oasst can be read, not written; there are alpaca, demonstr"):
+    with pytest.raises(ConfigError, match=r"--to: rows of oasst can be read, not written; there are alpaca, demonstr"):
         convert(first, tmp_path / "second.jsonl", to="oasst")
     with pytest.raises(ConfigError, match="--to: no data format is called 'csv'"):
         convert(first, tmp_path / "second.csv", to="csv")
-    with pytest.raises(DataError, match="second.txt: is no kind of file that holds rows"):
+    with pytest.raises(DataError, match=r"second\.txt: is no kind of file that holds rows"):
         convert(first, tmp_path / "second.txt")
 
 
@@ -115,8 +135,8 @@ def test_the_command_says_what_was_left_out_and_what_to_do_next(tmp_path, capsys
     out, err = capsys.readouterr()
     assert out == (
         f"Wrote {second}: 2 pairs by majority, from 6 comparisons in the format judged (dropped: 1 ties, 1 without a "
-        "majority, 1 skips, 1 not judged; broken rows skipped: 1; rows of hh have no id, facts, strength, source, reasons, "
-        f"tags, times or other columns, or space around texts). Next: rlhflab data check {second}\n")
+        "majority, 1 skips, 1 not judged; broken rows skipped: 1; rows of hh have no id, facts, strength, source, "
+        f"reasons, tags, times or other columns, or space around texts). Next: rlhflab data check {second}\n")
     assert f"skipped: {first}:7: 'b' is missing\n" in err
 
 

@@ -18,13 +18,13 @@ HURT = {"judged": ("a",), "shared": ("response_a",), "arena": ("conversation_a",
         "trl": ("chosen", 0, "content"), "trl_implicit": ("chosen", 1, "content"), "thumbs": ("completion",),
         "demonstrations": ("messages", 1, "content"), "prompts": ("prompt", 0, "content")}
 """Where the text is that is damaged in each format's example."""
-VALUES = {"null": None, "a number": 7, "a flag": True, "nothing": "", "spaces": " \n\t ", "no object": {}, "no list": [],
-          "lists in lists": [[["a"]]], "nested nulls": [None, {"role": None, "content": None}],
+VALUES = {"null": None, "a number": 7, "a flag": True, "nothing": "", "spaces": " \n\t ", "no object": {},
+          "no list": [], "lists in lists": [[["a"]]], "nested nulls": [None, {"role": None, "content": None}],
           "an object of nulls": {"role": "assistant", "content": None}, "half a surrogate pair": "a \ud83d b",
           "an unknown role": [{"role": "robot", "content": "4"}], "not a number": float("nan")}
 LINES = {"a list": b"[1, 2]", "a text": b'"4"', "only null": b"null", "a bare number": b"4", "cut in the middle": None,
          "a comma at the end": b'{"prompt": "2+2?",}', "single quotes": b"{'prompt': '2+2?'}",
-         "two objects": b'{"prompt": "2+2?"} {"prompt": "3+3?"}', "Latin-1": '{"prompt": "drei für"}'.encode("latin-1"),
+         "two objects": b'{"prompt": "2+2?"} {"prompt": "3+3?"}', "Latin-1": '{"prompt": "für"}'.encode("latin-1"),
          "UTF-16": '{"prompt": "2"}'.encode("utf-16-le").replace(b"\n", b""), "zero bytes": b"\0\0\0\0",
          "10 MB without an end": b'{"prompt": "' + b"x" * 10_000_000, "too deep": b'{"prompt": ' + b"[" * 100_000,
          "too many digits": b'{"prompt": ' + b"9" * 5000 + b"}", "another schema": b'{"city": "Bern", "zip": 3000}',
@@ -92,8 +92,8 @@ def test_a_damaged_file_is_named(tmp_path, form, damage):
     text = b"".join(json.dumps(row).encode() + b"\n" for row in rows(form) * 50)
     packed = gzip.compress(text)
     path = tmp_path / ("mine.jsonl.gz" if "gzip" in damage else "mine.txt" if "kind" in damage else "mine.jsonl")
-    content = {"cut gzip": packed[:-40], "no gzip": b"4" + text, "all UTF-16": text.decode().encode("utf-16"), "empty": b"",
-               "broken gzip": packed[:len(packed) // 2] + b"\0\1\2\3\4\5" + packed[len(packed) // 2 + 6:],
+    content = {"cut gzip": packed[:-40], "no gzip": b"4" + text, "all UTF-16": text.decode().encode("utf-16"),
+               "empty": b"", "broken gzip": packed[:len(packed) // 2] + b"\0\1\2\3\4\5" + packed[len(packed) // 2 + 6:],
                "only blank lines": b"\n \n\n", "another kind of file": text}
     if damage == "a folder":
         path.mkdir()

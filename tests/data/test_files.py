@@ -10,8 +10,8 @@ from rlhflab.errors import DataError
 
 EXAMPLE = {"id": "one", "prompt": [{"role": "user", "content": "2+2?"}], "chosen": "4", "strength": 0.5, "label": True,
            "meta": {"deep": [1, None]}}
-TRICKY = ['a "quoted", text;', "two\r\nlines\rthree\n", " spaces ", "[1, 2]", '{"a": 1}', "true", "12", "=1+1", "\u2028",
-          "\x00", "über 😀", "'", "[{'a': 1}]"]
+TRICKY = ['a "quoted", text;', "two\r\nlines\rthree\n", " spaces ", "[1, 2]", '{"a": 1}', "true", "12", "=1+1",
+          "\u2028", "\x00", "über 😀", "'", "[{'a': 1}]"]
 KINDS = [".jsonl", ".json", ".csv", ".tsv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz", ".tsv.gz"]
 
 
@@ -65,7 +65,8 @@ def test_a_broken_list_is_read_up_to_the_line_that_is_named(tmp_path, text, kept
 
 @pytest.mark.parametrize("sign", [",", ";", "\t"])
 def test_the_sign_between_cells_is_found(tmp_path, sign):
-    (tmp_path / "mine.csv").write_text(sign.join(["prompt", "chosen", "note"]) + "\n" + sign.join(["2+2?", "4", ""]) + "\n")
+    lines = [sign.join(cells) + "\n" for cells in (["prompt", "chosen", "note"], ["2+2?", "4", ""])]
+    (tmp_path / "mine.csv").write_text("".join(lines))
     assert [row.values for row in rows_of(tmp_path / "mine.csv")] == [{"prompt": "2+2?", "chosen": "4"}]
 
 
@@ -73,7 +74,8 @@ def test_the_sign_between_cells_is_found(tmp_path, sign):
     (b"2+2?", ":2: has 1 cells; the first line names 2 columns"),
     (b"2+2?,4,5", ":2: has 3 cells; the first line names 2 columns"),
     ("drei für,4".encode("latin-1"), ":2: 'prompt' is not UTF-8"),
-    (b"\"[{'role': 'user', 'content': '2+2?'}]\",4", ":2: 'prompt' is a Python list as text; messages in a table are JSON"),
+    (b"\"[{'role': 'user', 'content': '2+2?'}]\",4", ":2: 'prompt' is a Python list as text; messages in a table are "
+                                                       "JSON"),
     (b'"2+2?"x,4', ":2: is not CSV: ',' expected after '\"'")])
 def test_a_broken_row_of_a_csv_is_named_and_the_next_is_read(tmp_path, second, sentence):
     path, bad = tmp_path / "mine.csv", []
@@ -104,10 +106,17 @@ def test_a_table_of_another_program_gives_json_values(tmp_path):
     pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     from datetime import date
 
-    parquet.write_table(pa.table({"day": [date(2026, 3, 1)], "raw": [b"x"], "turns": [[{"role": "user", "name": None}]]}),
-                        tmp_path / "mine.parquet")
+    columns = {"day": [date(2026, 3, 1)], "raw": [b"x"], "turns": [[{"role": "user", "name": None}]]}
+    parquet.write_table(pa.table(columns), tmp_path / "mine.parquet")
     row, = rows_of(tmp_path / "mine.parquet")
     assert row.values == {"day": "2026-03-01", "raw": "b'x'", "turns": [{"role": "user"}]}
+
+
+def test_messages_are_lists_in_parquet_and_what_has_any_shape_is_text(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    write_rows(tmp_path / "mine.parquet", [EXAMPLE], example=EXAMPLE)
+    row, = parquet.read_table(tmp_path / "mine.parquet").to_pylist()
+    assert row == {**EXAMPLE, "meta": '{"deep": [1, null]}'}
 
 
 def test_a_folder_of_datasets_is_read_and_one_of_several_splits_names_them(tmp_path):
@@ -143,9 +152,10 @@ def test_a_hub_name_is_split_and_what_the_hub_says_is_told_in_one_sentence(monke
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     for name in ("hub:a/b", "hub:a/b:test", "hub:a/b:small:test"):
         assert [row.values for row in rows_of(name)] == [{"prompt": "2+2?"}]
-    assert asked == [(("a/b",), {"split": "train", "streaming": True}), (("a/b",), {"split": "test", "streaming": True}),
+    assert asked == [(("a/b",), {"split": "train", "streaming": True}),
+                     (("a/b",), {"split": "test", "streaming": True}),
                      (("a/b", "small"), {"split": "test", "streaming": True})]
-    with pytest.raises(DataError, match=r"^hub:away: cannot be had from the hub: Couldn't reach 'away' on the Hub; without"):
+    with pytest.raises(DataError, match=r"^hub:away: cannot be had from the hub: Couldn't reach 'away' on the Hub; w"):
         list(rows_of("hub:away"))
 
 

@@ -87,7 +87,8 @@ def test_a_ranked_tree_is_a_comparison_for_every_two_ranked_siblings(tmp_path):
 def test_equal_scores_tie_and_an_answer_without_a_score_is_not_compared(tmp_path):
     found = items_of(tmp_path, {"prompt": "2+2?", "completions": [
         {"response": "4", "score": 3}, {"response": "four", "score": 3}, {"response": "?", "score": None}]})
-    assert [(each.comparison.a, each.comparison.b, each.judgments[0].verdict) for each in found] == [("4", "four", "tie")]
+    assert [(each.comparison.a, each.comparison.b, each.judgments[0].verdict) for each in found] == [
+        ("4", "four", "tie")]
     with pytest.raises(DataError, match=r"'completions' must hold at least two answers with a score, found 1"):
         items_of(tmp_path, {"prompt": "2+2?", "completions": [{"response": "4", "score": 3}, {"response": "5"}]})
 
@@ -98,7 +99,7 @@ def test_votes_by_worker_are_judgments_and_votes_by_count_are_nobodys(tmp_path):
     row["meta"] = {"workers": [[7, "a"], [8, "tie"], [9, "a"]], "gpt4": "b"}
     assert only(tmp_path, row)[3] == [("7", "a"), ("8", "tie"), ("9", "a")]
     row["votes"]["b"] = 1
-    with pytest.raises(DataError, match="'votes' counts other verdicts than those in meta.workers"):
+    with pytest.raises(DataError, match=r"'votes' counts other verdicts than those in meta\.workers"):
         only(tmp_path, row)
 
 
@@ -112,7 +113,8 @@ def test_a_gap_of_ranks_is_kept_beside_the_judgment_whose_strength_ends_at_one(t
 
 
 def test_a_prompt_that_is_a_transcript_becomes_turns(tmp_path):
-    row = {"prompt": "Human: Hi\n\nAssistant: Hello.\n\nHuman: 2+2?", "response_a": "4", "response_b": "5", "label": "b"}
+    row = {"prompt": "Human: Hi\n\nAssistant: Hello.\n\nHuman: 2+2?", "response_a": "4", "response_b": "5",
+           "label": "b"}
     turns = only(tmp_path, row)[0]
     assert [(turn.role, turn.content) for turn in turns] == [("user", "Hi"), ("assistant", "Hello."), ("user", "2+2?")]
     assert as_transcript(turns) == row["prompt"]
@@ -158,8 +160,8 @@ def test_judgments_keep_all_that_annotators_said(tmp_path):
     said = {"verdict": "both_bad", "annotator": "w7", "reason": "wrong", "shown_first": "b", "strength": 0.5,
             "tags": ["rude"], "seconds": 4.5, "at": "2026-03-01T10:00:00Z"}
     item, = items_of(tmp_path, {"prompt": "2+2?", "a": "4", "b": "5", "judgments": [said, {"verdict": "skip"}]})
-    assert item.judgments == (Judgment(verdict="both_bad", annotator="w7", reason="wrong", shown_first="b", strength=0.5,
-                                       tags=("rude",), seconds=4.5, at="2026-03-01T10:00:00Z"),
+    assert item.judgments == (Judgment(verdict="both_bad", annotator="w7", reason="wrong", shown_first="b",
+                                       strength=0.5, tags=("rude",), seconds=4.5, at="2026-03-01T10:00:00Z"),
                               Judgment(verdict="skip", annotator=""))
 
 

@@ -40,7 +40,6 @@ def convert_command(source: str, target: Path, /, *,
     from rlhflab.data.converting import convert
     from rlhflab.progress import Progress
 
-    progress = Progress()
     seen = [0]
 
     def bad(error: DataError) -> None:
@@ -48,7 +47,7 @@ def convert_command(source: str, target: Path, /, *,
         if seen[0] <= SHOWN:
             print(f"skipped: {error}", file=sys.stderr)
 
-    with progress.track("converting", None) as track:
+    with Progress().track("converting", None) as track:
         done = quietly(lambda: convert(source, target, form=source_form, to=to, rule=rule,
                                        bad=bad if skip_bad else None, advance=track.advance))
     print_value(asdict(done), True) if as_json else print(_in_words(done))
@@ -63,8 +62,7 @@ def _in_words(done: "Converted") -> str:
         f"broken rows skipped: {done.bad:,}" if done.bad else "",
         f"rows of {done.to} have no {done.loses}" if done.loses else "") if part)
     return (f"Wrote {done.path}: {done.rows:,} {done.holds}{f' by {done.rule}' if derived else ''}, from "
-            f"{counted(done.read)} in the format {done.form} "
-            f"({lost}). Next: rlhflab data check {done.path}")
+            f"{counted(done.read)} in the format {done.form} ({lost}). Next: rlhflab data check {done.path}")
 
 
 def check_command(file: Path, /, *more: Path, model: str = DEFAULT_MODEL, no_tokens: bool = False,

@@ -113,7 +113,8 @@ class _Conversion:
                     yield row
         if not self.written:
             why = counted(self.dropped) or f"{self.bad:,} broken rows"
-            raise DataError(f"nothing is left to write: of {counted(self.read) or 'no items'}, dropped are {why}")
+            wanted = NAMES[self._form.holds] if self._form.holds else "rows"
+            raise DataError(f"no {wanted} are left to write: of {counted(self.read) or 'no items'}, dropped are {why}")
 
     def _records(self, item: Item) -> Iterator[Any]:
         """An item as what the format's rows hold."""
@@ -138,14 +139,13 @@ class _Conversion:
         pairs = list(pairs_of(judged, self._rule))
         yield from pairs
         verdicts = [judgment.verdict for judgment in judged.judgments]
-        if self._rule == "each":
+        if not verdicts:
+            self.dropped["not judged"] += 1
+        elif self._rule == "each":
             self.dropped.update(LOST[verdict] for verdict in verdicts if verdict in LOST)
         elif not pairs:
-            kinds = set(verdicts)
-            only = LOST.get(kinds.pop()) if len(kinds) == 1 else None
-            self.dropped[only or ("without a majority" if verdicts else "not judged")] += 1
-        if self._rule == "each" and not verdicts:
-            self.dropped["not judged"] += 1
+            alike = len(set(verdicts)) == 1
+            self.dropped[LOST[verdicts[0]] if alike else "without a majority"] += 1
 
     def _new_prompt(self, prompt: Prompt) -> Iterator[Prompt]:
         """The prompt, unless its turns came before."""
@@ -157,7 +157,7 @@ class _Conversion:
             yield prompt
 
 
-LOST = {"tie": "ties", "both_bad": "ties (both bad)", "skip": "skips"}
+LOST: Mapping[str, str] = {"tie": "ties", "both_bad": "ties (both bad)", "skip": "skips"}
 """Verdicts that give no pair."""
 
 

@@ -9,7 +9,7 @@ import csv
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from importlib import import_module
 from itertools import chain, islice
 from pathlib import Path
@@ -95,22 +95,17 @@ def _json_rows(path: Path, bad: Told | None) -> Iterator[Row]:
 
 
 def _list_rows(path: Path, bad: Told | None) -> Iterator[Row]:
-    found, number = False, 1
-    elements = _ListText(path).elements()
-    while True:
-        try:
-            number, value = next(elements)
-        except StopIteration:
-            break
-        except DataError as error:
-            # Behind a mistake in its punctuation nobody can tell where the next row of a list begins.
-            tell(bad if found else None, error, error.__cause__ if isinstance(error.__cause__, Exception) else None)
-            return
-        found = True
-        if isinstance(value, dict):
-            yield Row(path=path, line=number, values=without_nulls(value))
-        else:
-            tell(bad, DataError(f"{path}:{number}: must be an object, found {kind_of(value)}"))
+    found = False
+    try:
+        for number, value in _ListText(path).elements():
+            found = True
+            if isinstance(value, dict):
+                yield Row(path=path, line=number, values=without_nulls(value))
+            else:
+                tell(bad, DataError(f"{path}:{number}: must be an object, found {kind_of(value)}"))
+    except DataError as error:
+        # Behind a mistake in its punctuation nobody can tell where the next row of a list begins.
+        tell(bad if found else None, error)
     if not found:
         raise DataError(f"{path}: is empty; at least one row is needed")
 
@@ -261,8 +256,10 @@ def _csv_row(path: Path, line: int, columns: list[str], cells: list[str]) -> Row
 
 def from_cell(row: Row, key: str, cell: str) -> Any:
     """What a text cell stands for: a flag, a number, JSON where the column or the look of turns says so, or text."""
-    if any("\ud800" <= letter <= "\udfff" for letter in ([] if cell.isascii() else cell)):
-        raise row.wrong(key, "is not UTF-8")
+    try:
+        cell.encode()
+    except UnicodeEncodeError as error:
+        raise row.wrong(key, "is not UTF-8") from error
     if key in FLAGS and cell.lower() in ("true", "false"):
         return cell.lower() == "true"
     if key in NUMBERS:
@@ -401,16 +398,17 @@ def _write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[
 
 def _write_parquet(path: Path, rows: Iterable[Mapping[str, Any]], example: Mapping[str, Any]) -> None:
     arrow, parquet = _extra("pyarrow", f"{path}: Parquet"), _extra("pyarrow.parquet", f"{path}: Parquet")
-    schema = arrow.Table.from_pylist([_columnar(example)]).schema
+    turns = {key for key, value in example.items() if _are_turns(value)}
+    schema = arrow.Table.from_pylist([_columnar(example, turns)]).schema
     with whole_file(path) as out, parquet.ParquetWriter(out, schema) as writer:
         batches = iter(rows)
-        while batch := [_columnar(row) for row in islice(batches, BATCH)]:
+        while batch := [_columnar(row, turns) for row in islice(batches, BATCH)]:
             writer.write_table(arrow.Table.from_pylist(batch, schema=schema))
 
 
-def _columnar(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row as a typed table holds it: turns as they are, what may have any shape as JSON text."""
-    return {key: value if _are_turns(value) or not isinstance(value, dict | list) else _cell(value)
+def _columnar(row: Mapping[str, Any], turns: Set[str]) -> dict[str, Any]:
+    """A row as a typed table holds it: the columns of `turns` as they are, what may have any shape as JSON text."""
+    return {key: _cell(value) if isinstance(value, dict | list) and key not in turns else value
             for key, value in row.items()}
 
 

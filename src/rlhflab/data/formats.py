@@ -172,10 +172,8 @@ def read_rows(path: Path, *, bad: Told | None = None) -> Iterator[Row]:
             values = _object(path, number, line)
         except DataError as error:
             error.line = number
-            if bad is None:
-                raise
+            tell(bad, error)
             found = True
-            bad(error)
             continue
         if values is not None:
             found = True
@@ -379,9 +377,12 @@ def first_line(error: Exception) -> str:
 
 def tell(bad: Told | None, error: DataError, cause: Exception | None = None) -> None:
     """Tell `bad`, or raise where nobody listens."""
-    if bad is None:
+    if bad is not None:
+        bad(error)
+    elif cause is not None:
         raise error from cause
-    bad(error)
+    else:
+        raise error
 
 
 def turn_rows(messages: Iterable[Message]) -> list[dict[str, str]]:

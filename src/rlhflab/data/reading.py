@@ -1,7 +1,7 @@
 """One way in for data of any format: items one after the other, each with the place it stands at.
 
 The file's kind and the rows' format are found out or named; nothing is kept in memory but the row at hand. What a
-format's rows say is in `forms.py`, what holds rows in `files.py`.
+format's rows say is in `forms/`, what holds rows in `files.py`.
 """
 
 from collections import Counter
@@ -46,7 +46,7 @@ def read_items(path: Path | str, *, form: str | None = None,
         try:
             items = list(read(row))
         except DataError as error:
-            tell(bad, error, error)
+            tell(bad, error)
             continue
         for item in items:
             yield Located(path=row.path, line=row.line, item=item)

@@ -94,7 +94,8 @@ def label_noise(survey: Survey) -> DataFinding:
         verdict="look" if noisy else "clean", rate=rate, of="judgments", limited=rate.mean,
         says=f"Two judgments of one comparison agree in {told(agreement)} of the cases, so {told(rate)} of the "
              f"judgments are wrong if judges err independently ({ceiling.comparisons:,} comparisons judged twice or "
-             f"more{repeats}). No reward model can be right more often than {100 - 100 * rate.mean:.0f} % on single judgments.",
+             f"more{repeats}). No reward model can be right more often than {100 - 100 * rate.mean:.0f} % on single "
+             "judgments.",
         details={"agreement": agreement._asdict(), "ceiling": ceiling.accuracy},
         next=f"train with label noise in the loss (--loss.name cdpo --loss.label_noise {min(rate.mean, 0.49):.2f}), "
              "take the majority of several judges, or make the criteria clearer." if noisy else "")

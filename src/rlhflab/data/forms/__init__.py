@@ -10,11 +10,11 @@ from rlhflab.data.forms.base import Form, Item, data_format, winner
 __all__ = ["ORDER", "Form", "Item", "data_format", "in_order", "llama_factory", "own", "ranked", "shared",
            "transcripts", "winner"]
 
+ORDER = ("judged", "shared", "arena", "oasst", "scored", "sharegpt", "alpaca", "hh", "pairs", "trl", "trl_implicit",
+         "thumbs", "demonstrations", "prompts")
+
+
 def in_order() -> dict[str, Form]:
     """Every format, the most telling look first: a row of thumbs has a prompt, too. Third parties' come before all."""
     names = sorted(data_format.names(), key=lambda name: ORDER.index(name) if name in ORDER else -1)
     return {name: data_format.entry(name, where="data format").function() for name in names}
-
-
-ORDER = ("judged", "shared", "arena", "oasst", "scored", "sharegpt", "alpaca", "hh", "pairs", "trl", "trl_implicit",
-         "thumbs", "demonstrations", "prompts")

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from rlhflab.data.formats import Row, kind_of, shortly, thumb_in
+from rlhflab.data.formats import Row, kind_of, shortly, thumb_in, turn_rows
 from rlhflab.data.forms.base import (
     ASK,
     BAD,
@@ -93,20 +93,18 @@ def _factory_item(row: Row, talk: list[dict[str, Any]], answers: Values, *, used
     if answers:
         return judged_pair(replace(row, values={**rest, "prompt": turns, **answers}))
     if "kto_tag" in row.values:
-        prompt = replace(row, values={**rest, "prompt": turns[:-1]}) if len(turns) > 1 else row
-        said = turns[-1]["content"] if turns[-1]["role"] == "assistant" else None
-        return _tagged(row, prompt, said)
+        return _tagged(row, turns)
     return Conversation(id=row.id, messages=row.ending(row.messages(turns, "conversations"), "assistant",
                                                        "conversations"))
 
 
-def _tagged(row: Row, prompt: Row, said: str | None) -> Thumb:
+def _tagged(row: Row, turns: list[dict[str, Any]]) -> Thumb:
     tag = row.values["kto_tag"]
     if not isinstance(tag, bool):
         raise row.wrong("kto_tag", f"must be true (a good answer) or false, found {kind_of(tag)}")
-    if said is None:
-        raise row.wrong("conversations", "must end in a turn of the assistant")
-    return thumb_in(replace(prompt, values={**prompt.values, "completion": said, "label": tag}))
+    *asked, said = row.ending(row.messages(turns, "conversations"), "assistant", "conversations")
+    own = {key: row.values[key] for key in ("id", "facts", "source") if key in row.values}
+    return thumb_in(replace(row, values={**own, "prompt": turn_rows(asked), "completion": said.content, "label": tag}))
 
 
 def _sharegpt_row(pair: PreferencePair) -> Values:

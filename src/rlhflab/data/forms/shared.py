@@ -43,6 +43,8 @@ def _shared(row: Row) -> Judged:
         raise row.wrong("label", f"must be a, b or tie, found {shortly(label)}")
     meta = {**meta_in(row), **rest_of(row, "id", "prompt", "facts", "response_a", "response_b", "label", "votes",
                                   "strength", "meta")}
+    if not meta.get("source"):
+        meta.pop("source", None)
     strength = row.values.get("strength", 1.0)
     if isinstance(strength, int | float) and strength > 1:
         meta["strength"], strength = strength, 1.0  # A gap of ranks or the like, of which nobody knows the largest.

@@ -60,8 +60,8 @@ def _hh_row(pair: PreferencePair) -> Values | None:
 def transcript(row: Row, value: object, key: str) -> tuple[Message, ...]:
     """The turns of `Human: ... Assistant: ...`; an opening for an answer at the end is no turn."""
     text = row.text(value, key)
-    start, *parts = TURN.split(text if text.startswith("Human:") else text.replace("\n\nHuman:", "Human:", 1))
-    if start.strip() or not parts:
+    start, *parts = TURN.split(text.lstrip("\n"))
+    if start or not parts:
         raise row.wrong(key, "must begin with 'Human:', as a transcript does")
     said = zip(parts[::2], parts[1::2], strict=True)
     return row.messages([{"role": SPEAKERS[who], "content": words.strip()} for who, words in said], key)

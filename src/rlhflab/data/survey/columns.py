@@ -259,8 +259,8 @@ class _Columns:
                       answers=column("answers", np.uint64, 2),
                       label=column("label", np.int8), chars=column("chars", np.int32, 2),
                       excerpt=tuple(got["excerpt"]), opinions=tuple(got["opinions"]), secrets=tuple(got["secrets"]),
-                      markers=tuple(got["markers"]), met=tuple(got["met"]), sample=tuple(sorted(self.sample)), suites=self.look.suites,
-                      signatures=near, tokens=tokens, bad=bad)
+                      markers=tuple(got["markers"]), met=tuple(got["met"]), sample=tuple(sorted(self.sample)),
+                      suites=self.look.suites, signatures=near, tokens=tokens, bad=bad)
 
     def _place(self, located: Located) -> None:
         split = split_of(located)
