@@ -38,7 +38,7 @@ def main() -> None:
         results = {name: measured([str(path), *more, "--out", str(Path(temporary) / "page.html")])
                    for name, more in flags.items() if options.only in (None, name)}
     from rlhflab.runs.folder import environment
-    print(json.dumps({"pairs": options.pairs, "megabytes": size, "runs": results, **environment()}, indent=2))
+    print(json.dumps({"megabytes": size, "runs": results, **environment()}, indent=2))
 
 
 def measured(arguments: list[str]) -> dict[str, Any]:
@@ -51,8 +51,9 @@ def measured(arguments: list[str]) -> dict[str, Any]:
         if status:
             sys.exit("data check failed")
         out.seek(0)
-        found = {row["name"]: row["count"] for row in json.load(out)["findings"]}
-    return {"seconds": round(seconds, 1), "processor_seconds": round(used.ru_utime + used.ru_stime, 1),
+        record = json.load(out)
+    found = {row["name"]: row["count"] for row in record["findings"]}
+    return {"rows": record["rows"], "seconds": round(seconds, 1), "processor_seconds": round(used.ru_utime + used.ru_stime, 1),
             "peak_gb": round(used.ru_maxrss / 2**20, 2),
             "found": {name: found[name] for name in ("duplicates", "near_duplicates", "secrets")}}
 
