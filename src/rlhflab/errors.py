@@ -3,6 +3,8 @@
 The command line prints the sentence and exits with 2; no traceback.
 """
 
+from typing import Literal
+
 
 class LabError(Exception):
     """Something the user can put right. `str(error)` is the whole message."""
@@ -14,6 +16,11 @@ class ConfigError(LabError):
 
 class DataError(LabError):
     """A data file: unreadable, empty, or a row that cannot be used. Names file, line and key."""
+
+    line: int | None = None
+    """Of the row, where it is one."""
+    fault: Literal["broken", "empty", "identical"] = "broken"
+    """What is wrong with the row: an empty text, two equal answers, or anything else."""
 
 
 class ModelError(LabError):

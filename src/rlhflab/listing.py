@@ -20,6 +20,7 @@ CATALOGUES: Mapping[str, str | None] = {
     "rewards": "rlhflab.rollout.rewards:reward_source",
     "perturbations": "rlhflab.analysis.perturbations:perturbation",
     "detectors": "rlhflab.analysis.detectors:detector",
+    "checks": "rlhflab.analysis.data_checks:data_check",
     "formats": "rlhflab.data.forms:data_format",
     "verifiers": "rlhflab.rollout.verifiers:verifier",
     "shapings": "rlhflab.rollout.shaping:reward_shaping",

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from report_folders import write_demo
+from rlhflab.analysis.data_page import write_data_page
 from rlhflab.analysis.report import write_report
+from rlhflab.runs.data_check import Asked, record_of, run_checks
+from survey_rows import FILE, pair, surveyed
 
 CHROMIUM = shutil.which("chromium")
 if CHROMIUM is None and os.environ.get("CI") == "true":
@@ -31,14 +34,23 @@ def page() -> Iterator[object]:
         browser.close()
 
 
+@pytest.fixture(scope="module")
+def data_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rows = [pair(f"question number {i}", "long answer" * (i + 1), "short</s>", "ab"[i % 3 == 0]) for i in range(60)]
+    seen = surveyed(*rows, *rows[:3])
+    record = record_of(Asked(files=[FILE], model=None), seen, run_checks(seen, {}), [])
+    return write_data_page(record, tmp_path_factory.mktemp("data") / "page.html")
+
+
 @pytest.mark.parametrize("width", [390, 1280])
-def test_the_report_draws_at_phone_and_desktop_width_without_a_word_on_the_network(page, report, width) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("which", ["report", "data_page"])
+def test_a_page_draws_at_phone_and_desktop_width_without_a_word_on_the_network(page, request, which, width) -> None:  # type: ignore[no-untyped-def]
     asked, complaints = [], []
     page.on("request", lambda request: asked.append(request.url))
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.set_viewport_size({"width": width, "height": 900})
-    page.goto(report.as_uri())
+    page.goto(request.getfixturevalue(which).as_uri())
     page.mouse.wheel(0, 900)
     page.wait_for_selector(".js-plotly-plot .main-svg")
     assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []

@@ -18,10 +18,11 @@ COMMANDS: Mapping[str, Callable[..., int | None]] = {
     "store import": annotate.store_import_command, "store export": annotate.store_export_command,
     "store correct": annotate.store_correct_command,
     "export": training.export_command, "average-roles": training.average_roles_command,
-    "data convert": data.convert_command, "data agreement": labels.agreement_command,
-    "data judge": labels.judge_command, "data select": labels.select_command,
+    "data convert": data.convert_command, "data check": data.check_command, "data split": data.split_command,
+    "data agreement": labels.agreement_command, "data judge": labels.judge_command,
+    "data select": labels.select_command,
     "models": listing.models_command, "list": listing.list_command,
 }
 """In the order of the help; the second of two words is a command below the first."""
-GROUPS: Mapping[str, str] = {"data": "Files of preferences, demonstrations and prompts, in any format."}
+GROUPS: Mapping[str, str] = {"data": "Files of preferences, demonstrations and prompts: convert, check, split, judge."}
 """First words that are no command of their own, and their help."""

@@ -24,6 +24,18 @@ class ScoredIds:
     scored: tuple[bool, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatFacts:
+    """What a tokenizer says about ends."""
+
+    turn_end: str
+    """The token that ends the assistant's turn."""
+    written: bool
+    """The template writes it; else it is the tokenizer's end of sequence, put there by the lab."""
+    eos: str | None
+    pad: str | None
+
+
 class ChatFormat:
     """One tokenizer's way to write a conversation."""
 
@@ -40,11 +52,36 @@ class ChatFormat:
 
     def prompt(self, prompt: Prompt) -> tuple[int, ...]:
         """Ids of the turns so far and of the opening of the assistant's turn."""
-        return tuple(self._ids(self._render(prompt.messages, opening=True)))
+        return tuple(self._ids(self.opened(prompt.messages)))
+
+    def opened(self, messages: Sequence[Message]) -> str:
+        """The turns so far and the opening of the assistant's turn, as the template writes them."""
+        return self._render(messages, opening=True)
 
     def answer(self, text: str) -> tuple[int, ...]:
         """Ids of an answer that ends by itself: the text and the end-of-turn token."""
         return (*self._ids(text), self.end_id)
+
+    def token_counts(self, texts: Sequence[str]) -> list[int]:
+        """How many ids each text has, many texts at once where the tokenizer can."""
+        fast = getattr(self.tokenizer, "backend_tokenizer", None)
+        if fast is None:
+            return [len(self._ids(text)) for text in texts]
+        fast.no_truncation()
+        fast.no_padding()
+        return [len(encoded) for encoded in fast.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    @property
+    def facts(self) -> ChatFacts:
+        """What it says about ends."""
+        tokenizer = self.tokenizer
+        return ChatFacts(turn_end=self.turn_end, written=self._written_end() is not None, eos=tokenizer.eos_token,
+                         pad=tokenizer.pad_token)
+
+    @property
+    def control_tokens(self) -> tuple[str, ...]:
+        """Texts that the tokenizer makes into one special token, wherever they stand."""
+        return tuple(sorted(str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special))
 
     def text(self, ids: Sequence[int]) -> str:
         """An answer's text without the token that ended it."""
@@ -82,17 +119,21 @@ class ChatFormat:
         return after[len(before):].removeprefix(self.turn_end)
 
     def _turn_end(self) -> str:
-        """The token that the template puts behind an assistant's words."""
+        """The token that the template puts behind an assistant's words, else the tokenizer's end of sequence."""
+        written = self._written_end()
+        if written is not None:
+            return written
+        if self.tokenizer.eos_token is None:
+            raise ModelError("the tokenizer has no end-of-turn token, so answers could never end")
+        return str(self.tokenizer.eos_token)
+
+    def _written_end(self) -> str | None:
         asked, said = Message(role="user", content="question"), Message(role="assistant", content="reply")
         opened = self._render([asked], opening=True)
         whole = self._render([asked, said], opening=False)
         tail = whole[len(opened) + len(said.content):] if whole.startswith(opened + said.content) else ""
         ids = self._ids(tail)
-        if not ids or not self._is_special(ids[0]):
-            if self.tokenizer.eos_token is None:
-                raise ModelError("the tokenizer has no end-of-turn token, so answers could never end")
-            return str(self.tokenizer.eos_token)
-        return str(self.tokenizer.convert_ids_to_tokens(ids[0]))
+        return str(self.tokenizer.convert_ids_to_tokens(ids[0])) if ids and self._is_special(ids[0]) else None
 
     def _is_special(self, token: int) -> bool:
         return token in self.tokenizer.added_tokens_decoder

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, Literal, cast
 
 from rlhflab.data.types import Comparison, Conversation, Message, PreferencePair, Prompt, Thumb, thumbs_of
 from rlhflab.errors import DataError
@@ -52,9 +52,11 @@ class Row:
             raise self.wrong("facts", f"must be an object, found {kind_of(facts)}")
         return facts
 
-    def wrong(self, key: str, problem: str) -> DataError:
+    def wrong(self, key: str, problem: str, *, fault: Literal["broken", "empty", "identical"] = "broken") -> DataError:
         """The error that says what is wrong with `key`."""
-        return DataError(f"{self.path}:{self.line}: {key!r} {problem}")
+        error = DataError(f"{self.path}:{self.line}: {key!r} {problem}")
+        error.line, error.fault = self.line, fault
+        return error
 
     def given(self, key: str) -> Any:
         """The value of a key that has to be there."""
@@ -68,7 +70,7 @@ class Row:
         if not isinstance(value, str):
             raise self.wrong(key, f"must be text, found {kind_of(value)}")
         if not value.strip():
-            raise self.wrong(key, "is empty")
+            raise self.wrong(key, "is empty", fault="empty")
         try:
             value.encode()
         except UnicodeEncodeError as error:
@@ -169,6 +171,7 @@ def read_rows(path: Path, *, bad: Told | None = None) -> Iterator[Row]:
         try:
             values = _object(path, number, line)
         except DataError as error:
+            error.line = number
             tell(bad, error)
             found = True
             continue
@@ -273,7 +276,8 @@ def pair_in(row: Row) -> PreferencePair:
             raise row.wrong("rejected", "differs from 'chosen' before its last turn; both must answer one prompt")
         row.ending(turns, "user", "chosen, without its last turn,")
     if chosen == rejected:
-        raise row.wrong("chosen", "and 'rejected' are equal; a pair needs a better and a worse answer")
+        raise row.wrong("chosen", "and 'rejected' are equal; a pair needs a better and a worse answer",
+                        fault="identical")
     return PreferencePair(prompt=Prompt(id=row.id, messages=turns, facts=row.facts), chosen=chosen, rejected=rejected,
                           strength=strength_in(row), source=row.source)
 
@@ -283,7 +287,7 @@ def comparison_in(row: Row) -> Comparison:
     turns, a = row.prompted_answer("a")
     _, b = row.prompted_answer("b")
     if a == b:
-        raise row.wrong("a", "and 'b' are equal; there is nothing to compare")
+        raise row.wrong("a", "and 'b' are equal; there is nothing to compare", fault="identical")
     return Comparison(prompt=Prompt(id=row.id, messages=turns, facts=row.facts), a=a, b=b)
 
 

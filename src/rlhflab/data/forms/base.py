@@ -65,7 +65,7 @@ def compared(row: Row, turns: tuple[Message, ...], a: str, b: str, *judgments: J
              keys: tuple[str, str], meta: Values) -> Judged:
     """A row's comparison with what was said of it. DataError by `keys` where the two answers are equal."""
     if a == b:
-        raise row.wrong(keys[0], f"and {keys[1]!r} are equal; there is nothing to compare")
+        raise row.wrong(keys[0], f"and {keys[1]!r} are equal; there is nothing to compare", fault="identical")
     return Judged(comparison=Comparison(prompt=Prompt(id=row.id, messages=turns, facts=row.facts), a=a, b=b),
                   judgments=judgments, meta=meta)
 
