@@ -53,8 +53,8 @@ def measured(arguments: list[str]) -> dict[str, Any]:
         out.seek(0)
         record = json.load(out)
     found = {row["name"]: row["count"] for row in record["findings"]}
-    return {"rows": record["rows"], "seconds": round(seconds, 1), "processor_seconds": round(used.ru_utime + used.ru_stime, 1),
-            "peak_gb": round(used.ru_maxrss / 2**20, 2),
+    return {"rows": record["rows"], "seconds": round(seconds, 1),
+            "processor_seconds": round(used.ru_utime + used.ru_stime, 1), "peak_gb": round(used.ru_maxrss / 2**20, 2),
             "found": {name: found[name] for name in ("duplicates", "near_duplicates", "secrets")}}
 
 

@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 
 from rlhflab.cli import main
+from rlhflab.data.reading import read_items
+from rlhflab.errors import DataError
+from rlhflab.runs.comparisons import read_judged
 
 
 def file_of(path: Path) -> Path:
@@ -55,3 +58,21 @@ def test_broken_rows_are_left_out_and_counted_where_that_is_asked(
     assert ":13:" in capsys.readouterr().err
     assert main(["data", "agreement", str(path), "--skip-bad", "--out", str(tmp_path / "out")]) == 0
     assert "Left out 1 broken rows" in capsys.readouterr().err
+
+
+def test_answers_that_are_empty_or_equal_were_judged_all_the_same(tmp_path: Path) -> None:
+    row = {"prompt": "Hi", "response_a": "", "response_b": "Hello.", "label": "b", "votes": {"a": 0, "b": 2, "tie": 0}}
+    path = tmp_path / "votes.jsonl"
+    path.write_text("\n".join(map(json.dumps, [row, {**row, "response_b": ""}])) + "\n")
+    assert [each.comparison.a for each in read_judged(path)] == ["", ""]
+    with pytest.raises(DataError, match=r"votes\.jsonl:1: 'response_a' is empty"):
+        list(read_items(path))
+
+
+def test_agreement_reads_an_annotation_store(tmp_path: Path) -> None:
+    comparisons = tmp_path / "c.jsonl"
+    comparisons.write_text(json.dumps({"prompt": "Hi", "a": "Hello.", "b": "Go away."}) + "\n")
+    assert main(["store", "import", str(tmp_path / "c.sqlite"), str(comparisons)]) == 0
+    assert [each.comparison.b for each in read_judged(tmp_path / "c.sqlite")] == ["Go away."]
+    with pytest.raises(DataError, match="no such store"):
+        read_judged(tmp_path / "other.sqlite")

@@ -11,13 +11,13 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from rlhflab.commands.shared import DEFAULT_MODEL, Count, Json, Seed, print_value
+from rlhflab.data.judging import STORE_SUFFIXES
 from rlhflab.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from rlhflab.data.judging import Item
     from rlhflab.data.store import Store
 
-STORE_SUFFIXES = (".sqlite", ".sqlite3", ".db")
 Every = Annotated[int, Parameter(validator=Number(gte=0))]
 Positive = Annotated[float, Parameter(validator=Number(gt=0))]
 

@@ -20,7 +20,7 @@ def agreement_command(file: Path, /, *, judge: list[str] | None = None, form: Fo
     share of flipped labels, which is what a robust loss and the noise ceiling of a reward model ask for.
 
     Args:
-        file: Judged comparisons in any format of `rlhflab list formats`.
+        file: Judged comparisons in any format of `rlhflab list formats`, or the .sqlite file of an annotation store.
         judge: An annotator, or a key of `meta`, who is not one of the people but measured against their majority;
             give it again for another one.
         form: The format; found out by the first rows where absent.

@@ -35,6 +35,8 @@ class Row:
     path: Path
     line: int
     values: Mapping[str, Any]
+    any_answer: bool = False
+    """Whether an answer may be empty, and two of them equal: people judge such answers, nothing is learnt from them."""
 
     @property
     def id(self) -> str:
@@ -104,7 +106,7 @@ class Row:
         """The answer, and the turns before it where `key` holds a conversation."""
         value = self.given(key)
         if isinstance(value, str):
-            return (), self.text(value, key)
+            return (), "" if self.any_answer and not value.strip() else self.text(value, key)
         turns = self.ending(self.messages(value, key), "assistant", key)
         return turns[:-1], turns[-1].content
 

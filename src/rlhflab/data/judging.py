@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 from rlhflab.data.types import Comparison, Judgment, Prompt, Verdict
 from rlhflab.errors import ConfigError, DataError
 
+STORE_SUFFIXES = (".sqlite", ".sqlite3", ".db")
+"""Endings of a file that is an annotation store."""
 Side = Literal["a", "b"]
 Purpose = Literal["judge", "repeat", "adjudicate"]
 """Why somebody is asked: for a judgment, once more to compare with their own first one, or to decide a conflict."""

@@ -6,7 +6,7 @@ format's rows say is in `forms/`, what holds rows in `files.py`.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -33,18 +33,19 @@ class Located:
     item: Item
 
 
-def read_items(path: Path | str, *, form: str | None = None,
-               bad: Callable[[DataError], None] | None = None) -> Iterator[Located]:
+def read_items(path: Path | str, *, form: str | None = None, bad: Callable[[DataError], None] | None = None,
+               any_answer: bool = False) -> Iterator[Located]:
     """The items of a file, a folder of `datasets`, or `hub:NAME`, as they are read.
 
     `form` None finds the format out. DataError names file, line and key of the first broken row; where `bad` is given
     it is told instead, and reading goes on. A verdict of which nobody knows whose it is has the annotator "". A row
-    that holds several items is read whole or not at all.
+    that holds several items is read whole or not at all. `any_answer` lets judged answers be empty or equal, where only
+    the judgments matter.
     """
     read = data_format.entry(form or detect_form(path), where=str(path)).function().read
     for row in rows_of(path, bad=bad):
         try:
-            items = list(read(row))
+            items = list(read(replace(row, any_answer=any_answer)))
         except DataError as error:
             tell(bad, error)
             continue

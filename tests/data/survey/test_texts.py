@@ -2,6 +2,7 @@
 
 import random
 
+import datasketch
 import numpy as np
 import pytest
 
@@ -55,7 +56,6 @@ def test_the_order_of_words_counts():
 
 
 def test_signatures_are_those_of_datasketch():
-    datasketch = pytest.importorskip("datasketch")
     runs = shingles(word_hashes(TEXTS))
     found = signatures(runs)
     for place in range(len(TEXTS)):

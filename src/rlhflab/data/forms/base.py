@@ -63,8 +63,8 @@ def winner(judged: Judged) -> Verdict | None:
 
 def compared(row: Row, turns: tuple[Message, ...], a: str, b: str, *judgments: Judgment,
              keys: tuple[str, str], meta: Values) -> Judged:
-    """A row's comparison with what was said of it. DataError by `keys` where the two answers are equal."""
-    if a == b:
+    """A row's comparison with what was said of it. DataError by `keys` for two equal answers, unless any may be."""
+    if a == b and not row.any_answer:
         raise row.wrong(keys[0], f"and {keys[1]!r} are equal; there is nothing to compare", fault="identical")
     return Judged(comparison=Comparison(prompt=Prompt(id=row.id, messages=turns, facts=row.facts), a=a, b=b),
                   judgments=judgments, meta=meta)
