@@ -150,7 +150,7 @@ def test_list_shows_the_keys_of_a_run_file_with_type_default_and_meaning(capsys)
     assert rows["optimizer.learning_rate"] == {"name": "optimizer.learning_rate", "type": "float >= 0",
                                                "default": "0.0005", "summary": ""}
     assert rows["steps"]["type"] == "int >= 1 | none" and rows["steps"]["default"] == "none"
-    assert rows["dtype"]["type"] == "bfloat16 | float32" and rows["dtype"]["summary"].startswith("Of the frozen")
+    assert rows["dtype"]["type"] == "auto | bfloat16 | float32" and rows["dtype"]["summary"].startswith("Of the frozen")
 
 
 def test_rates_are_shown_with_interval_and_count_and_an_endless_bound_is_null_in_json(capsys, stand_in):

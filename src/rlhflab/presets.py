@@ -187,5 +187,5 @@ def lora_dpo() -> Preset:
 def lora_ppo() -> Preset:
     """Settings of this project for PPO of a 135M model with LoRA."""
     return Preset(kind="ppo", values={
-        "batch": 8, "samples": 4, "steps": 16, "epochs": 1, "kl_coefficient": 0.05,
-        "optimizer": {"learning_rate": 5e-4, "epsilon": 1e-5}}, deviations=())
+        "batch": 16, "samples": 4, "steps": 8, "epochs": 1, "kl_coefficient": 0.1,
+        "optimizer": {"learning_rate": 2e-4, "epsilon": 1e-5}}, deviations=())
