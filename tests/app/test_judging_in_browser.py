@@ -80,7 +80,8 @@ def watched(browser, width=1280):
 
 
 def press(page, *keys):
-    """The keys, the last of which leads to another page."""
+    """The keys, the last of which leads to another page. Before the page is whole its script would not hear them."""
+    page.wait_for_load_state("load")
     for key in keys[:-1]:
         page.keyboard.press(key)
     with page.expect_navigation():
@@ -91,6 +92,7 @@ def test_everything_is_done_by_keys_alone(site, browser):
     page, _, complaints = watched(browser)
     page.goto(site.link("anna"))
     page.wait_for_selector("#judge")
+    page.wait_for_load_state("load")
     assert page.url.endswith("/") and "#" not in page.url
     for key in ("e", "2", "0", "r"):
         page.keyboard.press(key)
@@ -116,6 +118,7 @@ def test_no_answer_can_run_load_or_lead_away(site, browser):
     page.on("dialog", lambda dialog: complaints.append(dialog.message))
     page.goto(site.link("anna"))
     page.wait_for_selector("#judge")
+    page.wait_for_load_state("load")
     page.locator(".raw summary").first.click()
     assert page.evaluate("window.ran") is None
     assert page.locator("main img, main svg, main iframe, main style, main script").count() == 0
@@ -134,6 +137,7 @@ def test_the_page_fits_and_can_be_read_in_both_schemes(site, browser, width, sch
     page.emulate_media(color_scheme=scheme)
     page.goto(site.link("anna"))
     page.wait_for_selector("#judge")
+    page.wait_for_load_state("load")
     press(page, "s")
     assert page.evaluate("document.documentElement.scrollWidth") <= width, "nothing makes the page scroll sideways"
     for button in page.locator(".choices button").all():
@@ -158,6 +162,7 @@ def test_a_screen_reader_hears_what_each_control_is(site, browser):
     page, _, _ = watched(browser)
     page.goto(site.link("anna"))
     page.wait_for_selector("#judge")
+    page.wait_for_load_state("load")
     for name in ("Answer 1 is better", "Answer 2 is better", "Equally good", "Both bad", "Skip"):
         assert page.get_by_role("button", name=name, exact=True).count() == 1
     assert page.get_by_role("checkbox", name="Too long or wordy").count() == 2
@@ -171,6 +176,7 @@ def test_single_keys_can_be_turned_off(site, browser):
     page, _, _ = watched(browser)
     page.goto(site.link("anna"))
     page.wait_for_selector("#judge")
+    page.wait_for_load_state("load")
     page.locator(".help summary").click()
     page.get_by_label("Single keys judge").uncheck()
     page.keyboard.press("t")
@@ -188,6 +194,7 @@ def test_two_people_disagree_and_the_adjudicator_decides(site, browser):
         press(page, key)
     page.get_by_role("link", name="Conflicts").click()
     page.locator(".conflicts a").click()
+    page.wait_for_selector("#judge")
     press(page, "t")
     assert "No judgments disagree" in page.inner_text("main")
     *_, last = site.store.all_said()
