@@ -48,3 +48,21 @@ def test_a_broken_row_is_named_and_nothing_of_its_file_is_stored(tmp_path, row, 
 def test_a_row_that_holds_nothing_to_judge_names_the_shapes(tmp_path):
     with pytest.raises(DataError, match=r"mine.jsonl:1: 'a' is missing; .* 'chosen' and 'rejected' .* found 'prompt'"):
         read_items(file_of(tmp_path, {"prompt": "2+2?"}))
+
+
+def test_votes_in_another_format_are_judgments_of_those_it_names(tmp_path):
+    row = {"prompt": "Hi", "response_a": "Hello.", "response_b": "Go away.", "label": "a",
+           "meta": {"workers": [["w7", "a"], ["w8", "tie"]]}}
+    unnamed = {**row, "prompt": "Bye", "meta": {}}
+    path = tmp_path / "votes.jsonl"
+    path.write_text("\n".join(map(json.dumps, [row, unnamed])) + "\n")
+    items, told = read_items(path)
+    assert [(item.a, item.b) for item in items] == [("Hello.", "Go away.")] * 2
+    assert [(each.annotator, each.opinion.verdict) for each in told] == [("w7", "a"), ("w8", "tie")]
+
+
+def test_a_demonstration_in_another_kind_of_file_is_nothing_to_judge(tmp_path):
+    path = tmp_path / "said.csv"
+    path.write_text("prompt,answer\nHi,Hello.\n")
+    with pytest.raises(DataError, match=r"said\.csv:2: is a conversation; what is to be judged"):
+        read_items(path)

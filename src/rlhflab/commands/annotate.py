@@ -110,7 +110,7 @@ def store_import_command(store: str, /, *sources: str, n: Count = 100, seed: See
 
     Args:
         store: The store's file, made where there is none, or its postgresql:// URL.
-        sources: JSONL files of comparisons, pairs, single answers or exported judgments, or run folders.
+        sources: files of comparisons, pairs or single answers in any format of `rlhflab list formats`, or run folders.
         n: Comparisons drawn from a run folder, at most.
         seed: Of what is drawn from a run folder.
         as_json: Print what was added as JSON.

@@ -1,12 +1,14 @@
 """From files to items of an annotation store: comparisons, pairs, single answers, and what a store itself wrote.
 
-A file is read whole before anything is stored, so a broken row leaves the store as it was.
+Files of other formats come in by `reading`, with the judgments of annotators that they name. A file is read whole
+before anything is stored, so a broken row leaves the store as it was.
 """
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
+from rlhflab.data import reading
 from rlhflab.data.formats import ANSWER_KEYS, Row, read_comparisons, read_pairs, read_rows, read_thumbs
 from rlhflab.data.judging import (
     PAIR_VERDICTS,
@@ -20,10 +22,13 @@ from rlhflab.data.judging import (
     check_name,
     check_opinion,
 )
+from rlhflab.data.reading import Located, detect_form
 from rlhflab.data.store import Store
-from rlhflab.data.types import Prompt
-from rlhflab.errors import LabError
+from rlhflab.data.types import Judged, Judgment, Prompt, Thumb
+from rlhflab.errors import DataError, LabError
 
+OWN_FORMS = ("judged", "pairs", "trl", "thumbs", "demonstrations", "prompts")
+"""Forms of JSONL whose rows are read here, since they may hold gold verdicts or what a store wrote."""
 OWN_KEYS = ("id", "prompt", "a", "b", "chosen", "rejected", *ANSWER_KEYS, "label", "facts", "gold", "judgments", "meta")
 """Keys that are not kept as meta."""
 SHAPES = ("'a' and 'b' (a comparison)", "'chosen' and 'rejected' (a pair)",
@@ -45,9 +50,41 @@ def take_file(store: Store, path: Path) -> Taken:
 
 def read_items(path: Path) -> tuple[list[Item], list[Told]]:
     """Items and judgments of a file whose rows all have one shape, that of its first row."""
+    if detect_form(path) not in OWN_FORMS or path.suffixes[-1:] not in ([".jsonl"], [".gz"]):
+        return _of_other_formats(path)
     rows = list(read_rows(path))
     items = _shape(rows[0])(path, rows)
     return items, [told for item, row in zip(items, rows, strict=True) for told in _judgments(item, row)]
+
+
+def _of_other_formats(path: Path) -> tuple[list[Item], list[Told]]:
+    """Comparisons and thumbs of any format. A judgment of which nobody knows whose it is stays out."""
+    items, told = [], []
+    for located in reading.read_items(path):
+        given = located.item
+        if isinstance(given, Judged):
+            item = Item(prompt=given.comparison.prompt, a=given.comparison.a, b=given.comparison.b, meta=given.meta,
+                        source=located.path.name)
+            told += [_told(item, judgment, located) for judgment in given.judgments if judgment.annotator]
+        elif isinstance(given, Thumb):
+            item = Item(prompt=given.prompt, a=given.answer, meta={"label": given.good}, source=located.path.name)
+        else:
+            raise DataError(f"{located.path}:{located.line}: is a {type(given).__name__.lower()}; what is to be judged "
+                            "is a comparison of two answers, a pair or a single answer")
+        items.append(item)
+    return items, told
+
+
+def _told(item: Item, judgment: Judgment, where: Located) -> Told:
+    opinion = Opinion(verdict=judgment.verdict, reason=judgment.reason, strength=judgment.strength, tags=judgment.tags,
+                      seconds=judgment.seconds)
+    try:
+        check_name(judgment.annotator)
+        check_opinion(item, opinion)
+    except LabError as error:
+        raise DataError(f"{where.path}:{where.line}: {error}") from error
+    return Told(item=item, annotator=judgment.annotator, purpose="judge", opinion=opinion,
+                shown_first=judgment.shown_first, at=judgment.at)
 
 
 def _shape(row: Row) -> Callable[[Path, list[Row]], list[Item]]:
