@@ -35,8 +35,8 @@ def annotate_command(*sources: str, store: str | None = None, annotator: list[st
     their own.
 
     Args:
-        sources: A store (a file ending in .sqlite, or a postgresql:// URL), and what is to be judged: JSONL files of
-            comparisons, pairs or single answers, or run folders with rollouts.jsonl.
+        sources: A store (a file ending in .sqlite, or a postgresql:// URL), and what is to be judged: files of
+            comparisons, pairs or single answers in any format, or run folders with rollouts.jsonl.
         store: The store, where it is not among the sources; beside the first source where absent.
         annotator: A name, once for each person; your user name where absent.
         adjudicator: Who decides where judgments disagree, once for each person; a single annotator may, where absent.
