@@ -49,8 +49,8 @@ def add_command(adapter: Path, /, *, by: str, name: str | None = None, role: str
                 max_new_tokens: Count = 32, registry: Folder = None, key: Key = None, as_json: Json = False) -> None:
     """Take a LoRA adapter in PEFT's format into the registry, wherever it was trained.
 
-    What made it is read from the run folder around it; of an adapter from elsewhere it is what you say, and not known for
-    the rest.
+    What made it is read from the run folder around it; of an adapter from elsewhere it is what you say, and
+    not known for the rest.
 
     Args:
         adapter: An adapter folder, such as runs/my-dpo/roles/policy, or a run folder.
@@ -197,7 +197,8 @@ def verify_command(name: str | None = None, /, *, transcripts: bool = False, mod
         model: The base for --transcripts, where it is not found by the name that the adapter has for it.
         bundle: A folder or tar file that registry export wrote, instead of a registry.
         public_key: The key as you know it from elsewhere; the registry's own where absent.
-        ends_with: A ledger hash you wrote down earlier, which the ledger must hold: an older ledger put back is then seen.
+        ends_with: A ledger hash you wrote down earlier, which the ledger must hold, so that an older
+            ledger put back in its place is seen.
         registry: Its folder; $RLHFLAB_REGISTRY, or registry here, where absent.
         as_json: Print the result as JSON.
     """
@@ -347,4 +348,5 @@ def _print_found(found: dict[str, Any]) -> None:
         print("A write was interrupted; the next command that writes finishes it.")
     print(f"{'All well' if found['ok'] else 'Damaged'}: {found['checked']} files checked, {len(found['failures'])} "
           f"failures, {ledger['entries']} entries, "
-          f"{'signed' if ledger['signed'] else 'unsigned, so nothing proves who wrote them'}. Ends with {ledger['hash']}")
+          f"{'signed' if ledger['signed'] else 'of a key that cannot be read' if ledger['signed'] is None else 'unsigned, so nothing proves who wrote them'}. It ends with "
+          f"{ledger['hash']}")

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from rlhflab.registry.records import (
     ADAPTERS,
     BEFORE_ALL,
     CHANGES,
+    HEAD_FILE,
     LEDGER,
     PUBLIC_KEY,
     SIGNATURE,
@@ -38,6 +39,8 @@ def verify(registry: Registry, name: str | None = None, *, key: Path | None = No
     `key`: the public key as it was had from elsewhere; the registry's own where absent. `ends_with`: a ledger hash that
     was written down elsewhere, which the ledger must hold. RegistryError where `name` is unknown.
     """
+    if registry.broken_key is not None:
+        return _result([Failure(path=PUBLIC_KEY, expected="a public key in PEM", found="something else")], checked=1)
     found = registry.read()
     state = state_of(found.entries)
     bundled = _bundled(registry.folder)
@@ -46,7 +49,7 @@ def verify(registry: Registry, name: str | None = None, *, key: Path | None = No
         chosen = [each for each in chosen if each.digest == bundled]
     if name is not None:
         chosen = [state.find(name)] if state.adapters or not found.failures else []
-    failures = [*found.failures, *_key_failures(registry, found, key), *_missing_hash(found, ends_with)]
+    failures = [*found.failures, *_key_failures(registry, key), *_missing_hash(found, ends_with)]
     checked = 2 + registry.signed
     for adapter in chosen:
         checked += len(adapter.files)
@@ -60,17 +63,28 @@ def verify(registry: Registry, name: str | None = None, *, key: Path | None = No
         deployments = [name] if name in state.deployments else [] if name else sorted(state.deployments)
         checked += len(deployments)
         failures += _pointer_failures(registry.folder, state, found, deployments, all_of_them=name is None)
-    broken = [each for each in failures if each.path.startswith((LEDGER, "HEAD", PUBLIC_KEY))]
+    return _result(failures, checked=checked, entries=len(found.entries), hash=found.hash, signed=registry.signed,
+                   unfinished=found.behind or found.torn > 0)
+
+
+def _result(failures: Sequence[Failure], *, checked: int, entries: int = 0, hash: str | None = None,
+            signed: bool | None = None, unfinished: bool = False) -> dict[str, Any]:
+    """What `verify` returns; None for what could not be found out."""
+    broken = [each for each in failures if each.path.partition(":")[0] in (LEDGER, HEAD_FILE, PUBLIC_KEY)]
     return {"ok": not failures, "checked": checked, "failures": [asdict(each) for each in failures],
-            "ledger": {"ok": not broken, "entries": len(found.entries), "hash": found.hash, "signed": registry.signed,
-                       "unfinished": found.behind or found.torn > 0}}
+            "ledger": {"ok": not broken, "entries": entries, "hash": hash, "signed": signed, "unfinished": unfinished}}
 
 
-def _key_failures(registry: Registry, found: LedgerState, key: Path | None) -> Iterator[Failure]:
+def _key_failures(registry: Registry, key: Path | None) -> Iterator[Failure]:
     """The key is the one the first entry names, and the one that whoever asks trusts."""
     own = registry.verifier.fingerprint if registry.verifier else None
-    if found.entries and found.entries[0].body.get("key") != own:
-        yield Failure(path=PUBLIC_KEY, expected=found.entries[0].body.get("key"), found=own)
+    try:  # read once more, since a wrong key leaves no entry that counts
+        with (registry.folder / LEDGER).open(encoding="utf-8") as file:
+            named = json.loads(file.readline())["body"]["key"]
+    except (ValueError, KeyError, TypeError):
+        named = own  # the ledger's first line is broken, which is told already
+    if named != own:
+        yield Failure(path=PUBLIC_KEY, expected=named, found=own)
     if key is not None:
         try:
             trusted = Verifier(key.read_bytes(), where=str(key)).fingerprint
@@ -89,7 +103,7 @@ def _adapter_failures(registry: Registry, adapter: Adapter, *, half: bool) -> It
     """Files that are missing, changed or strange, and signatures that are not the key's."""
     folder, where = registry.path_of(adapter), f"{ADAPTERS}/{adapter.digest}"
     if half and not folder.is_dir():
-        folder = folder.with_name(f".adding-{adapter.digest}")
+        folder = registry.half_added(adapter.digest)
     for name, digest in sorted(adapter.files.items()):
         path = folder / name
         found = sha256_of(path) if path.is_file() else None

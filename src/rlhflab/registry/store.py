@@ -34,6 +34,8 @@ from rlhflab.registry.sign import Signer, Verifier, can_sign, default_key, envel
 from rlhflab.registry.state import State, state_of
 from rlhflab.registry.statement import statement_of
 
+STAGING = ".adding"
+
 
 def now() -> str:
     """UTC to the microsecond, so that text sorts as time."""
@@ -56,7 +58,13 @@ class Registry:
     def __init__(self, folder: Path, *, key: Path | None = None, clock: Callable[[], str] = now) -> None:
         self.folder, self._key, self._clock = folder, key or default_key(), clock
         public = folder / PUBLIC_KEY
-        self.verifier = Verifier(public.read_bytes(), where=str(public)) if public.is_file() else None
+        self.verifier: Verifier | None = None
+        self.broken_key: RegistryError | None = None
+        """Why the registry's public key cannot be read; nothing but that is then told of the registry."""
+        try:
+            self.verifier = Verifier(public.read_bytes(), where=str(public)) if public.is_file() else None
+        except RegistryError as error:
+            self.broken_key = error
 
     @classmethod
     def init(cls, folder: Path, *, key: Path | None = None, signed: bool | None = None, by: str | None = None,
@@ -91,6 +99,8 @@ class Registry:
 
     def read(self) -> LedgerState:
         """The ledger as it is, damaged or not."""
+        if self.broken_key is not None:
+            raise self.broken_key
         return read_ledger(self.folder, self.verifier)
 
     def entries(self) -> list[Entry]:
@@ -121,24 +131,30 @@ class Registry:
         file digests. RegistryError where it is here already, or its name is.
         """
         with self._writing() as (ledger, found):
-            staged = self.folder / ADAPTERS / ".adding"
-            shutil.rmtree(staged, ignore_errors=True)  # left by a process that was killed here
+            staging = self.folder / ADAPTERS / STAGING
+            shutil.rmtree(staging, ignore_errors=True)  # left by a process that was killed here
             try:
-                digests = _copied(files, staged)
-                adapter = describe(adapter_digest(digests), digests)
-                _refuse_known(adapter, state_of(found.entries))
-                signer = self._signer()
-                (staged / STATEMENT).write_text(enveloped(statement_of(adapter), signer), encoding="utf-8")
-                why = sign_folder(staged, signer) if signer else "the registry is unsigned"
-                more = {name: sha256_of(staged / name) for name in (STATEMENT, SIGNATURE) if (staged / name).is_file()}
-                adapter = replace(adapter, files={**adapter.files, **more})
-                half = self._half_added(adapter.digest)
-                shutil.rmtree(half, ignore_errors=True)
-                staged.rename(half)
-                ledger.append(found, "add", adapter.row(), by, self._follow)
-            finally:
-                shutil.rmtree(staged, ignore_errors=True)
+                adapter, why = self._staged(staging, files, describe, state_of(found.entries))
+            except BaseException:
+                shutil.rmtree(staging, ignore_errors=True)
+                raise
+            ledger.append(found, "add", adapter.row(), by, self._follow)
+            shutil.rmtree(staging, ignore_errors=True)
         return Added(adapter=adapter, signed=self.signed, unsigned_folder=why)
+
+    def _staged(self, staging: Path, files: Mapping[str, Path | bytes],
+                describe: Callable[[str, Mapping[str, str]], Adapter], state: State) -> tuple[Adapter, str | None]:
+        """(the adapter, why its folder has no OpenSSF signature), all of its files written but not yet counted."""
+        staging.mkdir()
+        digests = _copied(files, staging / "new")
+        adapter = describe(adapter_digest(digests), digests)
+        _refuse_known(adapter, state)
+        folder = (staging / "new").rename(self.half_added(adapter.digest))
+        signer = self._signer()
+        (folder / STATEMENT).write_text(enveloped(statement_of(adapter), signer), encoding="utf-8")
+        why = sign_folder(folder, signer) if signer else "the registry is unsigned"
+        more = {name: sha256_of(folder / name) for name in (STATEMENT, SIGNATURE) if (folder / name).is_file()}
+        return replace(adapter, files={**adapter.files, **more}), why
 
     def promote(self, name: str, deployment: str, *, by: str, gate: Path | None, override: str | None) -> Entry:
         """Make an adapter the active one of a deployment.
@@ -207,14 +223,15 @@ class Registry:
     def _follow(self, entry: Entry) -> None:
         """Do what follows from an entry; doing it twice does no harm."""
         if entry.kind == "add":
-            half = self._half_added(entry.body["digest"])
+            half = self.half_added(entry.body["digest"])
             if half.is_dir():
                 half.rename(self.folder / ADAPTERS / entry.body["digest"])
         elif entry.kind in CHANGES:
             _point(self.folder / ACTIVE / entry.body["deployment"], entry.body["digest"])
 
-    def _half_added(self, digest: str) -> Path:
-        return self.folder / ADAPTERS / f".adding-{digest}"
+    def half_added(self, digest: str) -> Path:
+        """Where an adapter lies until its entry is written."""
+        return self.folder / ADAPTERS / STAGING / digest
 
     def _refuse_damaged(self, adapter: Adapter) -> None:
         for name, digest in adapter.files.items():
