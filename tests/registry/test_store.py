@@ -1,7 +1,7 @@
 """What goes into a registry, how a deployment's pointer moves, and what is refused and leaves all as it was."""
 
 import json
-from itertools import count
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from registry_folders import adapter_folder, everything, promote, registry_of, t
 from rlhflab.errors import RegistryError
 from rlhflab.registry.audit import verify
 from rlhflab.registry.records import chained, sha256_of
+from rlhflab.registry.state import State
 from rlhflab.registry.store import Registry
 
 
@@ -88,20 +89,14 @@ def test_an_unknown_name_is_refused_with_the_known_ones(registry, name, words):
     refused(registry, words, lambda: promote(registry, name))
 
 
-def test_a_digest_prefix_of_two_adapters_is_refused_and_a_longer_one_found(registry, tmp_path):
-    digests, values = {each.digest[:1]: each.digest for each in registry.state().adapters.values()}, count(3)
-    state = registry.state()
-    while len(digests) == len(state.adapters):  # until two begin with one digit
-        value = next(values)
-        added = take_in(registry, adapter_folder(tmp_path / str(value), value), f"n-{value}").adapter
-        state, _ = registry.state(), digests.setdefault(added.digest[:1], added.digest)
-    assert state.find(added.digest[:12]) == added
-    monkey = pytest.MonkeyPatch()
-    with monkey.context() as patched:
-        import re
-
-        patched.setattr("rlhflab.registry.state.DIGEST_LIKE", re.compile("[0-9a-f]{1,64}"))
-        refused(registry, "is the start of 2 digests", lambda: promote(registry, added.digest[0]))
+def test_the_start_of_two_digests_is_refused_and_a_longer_one_is_found(registry):
+    one = registry.state().find("one")
+    alike = [replace(one, name=name, digest=digest * 16) for name, digest in (("a", "abcd"), ("b", "abce"))]
+    state = State(adapters={each.digest: each for each in (replace(alike[0], digest="abcdef" * 10), *alike)})
+    with pytest.raises(RegistryError, match="abcd: is the start of 2 digests: abcdefabcdef, abcdabcdabcd; give more"):
+        state.find("abcd")
+    assert state.find("abce") == alike[1]
+    assert state.find("abcda") == alike[0]
 
 
 @pytest.mark.parametrize(("options", "base", "words"), [

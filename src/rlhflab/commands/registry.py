@@ -338,6 +338,7 @@ def _print_change(entry: "Entry", as_json: bool, next_step: str) -> None:
 
 def _print_found(found: dict[str, Any]) -> None:
     ledger = found["ledger"]
+    proof = {True: "signed", False: "unsigned, so nothing proves who wrote them", None: "of a key that cannot be read"}
     for each in found["failures"]:
         print(f"{each['path']}: expected {each['expected'] or 'nothing'}, found {each['found'] or 'nothing'}")
     if (said := found.get("transcripts")) is not None:
@@ -348,5 +349,4 @@ def _print_found(found: dict[str, Any]) -> None:
         print("A write was interrupted; the next command that writes finishes it.")
     print(f"{'All well' if found['ok'] else 'Damaged'}: {found['checked']} files checked, {len(found['failures'])} "
           f"failures, {ledger['entries']} entries, "
-          f"{'signed' if ledger['signed'] else 'of a key that cannot be read' if ledger['signed'] is None else 'unsigned, so nothing proves who wrote them'}. It ends with "
-          f"{ledger['hash']}")
+          f"{proof[ledger['signed']]}. It ends with {ledger['hash']}")
