@@ -38,7 +38,7 @@ The digest of the adapter is the sha256 of its `adapter_model.safetensors`{with_
 **With mini-rlhf-lab**, which needs no database and no network for it:
 
 ```sh
-rlhflab registry verify --bundle . {key_flag}
+rlhflab registry verify --bundle .
 ```
 
 **Without it**, in a shell, in this folder:
@@ -138,7 +138,6 @@ def _instructions(registry: Registry, adapter: Adapter) -> str:
         signatures = SIGNED.format(folder=folder, fingerprint=registry.verifier.fingerprint)
     return INSTRUCTIONS.format(
         name=adapter.name, digest=adapter.digest, signatures=signatures,
-        key_flag="--public-key key.pub" if registry.signed else "",
         with_head="" if not adapter.head else ", or, as here, where there is a head, of what `sha256sum "
         "adapter_model.safetensors head.safetensors` prints")
 
