@@ -4,8 +4,8 @@
 
 Each change is made by a process of its own, forked from this program, and ended by kill -9 at a moment drawn from the
 length of such a change, half of them while it writes. After each kill, before anything is put right, `verify` has to
-find all well, and the link that a server reads has to lead to the adapter that was active before or to the new one. The next
-change has to work. Exit code 1 where any of it does not hold.
+find all well, and the link that a server reads has to lead to the adapter that was active before or to the new one. The
+next change has to work. Exit code 1 where any of it does not hold.
 Needs no model. Signs where `cryptography` is installed.
 """
 

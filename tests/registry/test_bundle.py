@@ -28,8 +28,8 @@ def instructed(bundle):
     """What the shell says to the instructions' commands for those without the lab."""
     text = (bundle / "VERIFY.md").read_text()
     blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
-    script = "set -e\nsha256sum -c SHA256SUMS\n" + "\n".join(block for block in blocks if "rlhflab registry" not in block
-                                                                and "model_signing" not in block)
+    ours = [block for block in blocks if "rlhflab registry" not in block and "model_signing" not in block]
+    script = "\n".join(["set -e", "sha256sum -c SHA256SUMS", *ours])
     return subprocess.run(["bash", "-c", script], cwd=bundle, capture_output=True, text=True)
 
 

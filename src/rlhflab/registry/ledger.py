@@ -100,9 +100,8 @@ def _entry_problem(entry: Entry, number: int, previous: str, verifier: Verifier 
 def _head_problems(folder: Path, entries: Sequence[Entry],
                    verifier: Verifier | None) -> tuple[bool, list[Failure]]:
     """(whether the head is one entry behind, what is wrong with it)."""
-    def wrong(expected: object, found: object) -> tuple[bool, list[Failure]]:
-        return False, [Failure(path=HEAD_FILE, expected=None if expected is None else str(expected),
-                               found=None if found is None else str(found))]
+    def wrong(expected: str, found: str | None) -> tuple[bool, list[Failure]]:
+        return False, [Failure(path=HEAD_FILE, expected=expected, found=found)]
 
     path = folder / HEAD_FILE
     if not path.is_file():
@@ -111,16 +110,18 @@ def _head_problems(folder: Path, entries: Sequence[Entry],
         head = parse_head(path.read_bytes().decode())
     except (ValueError, TypeError) as error:
         return wrong("a head in canonical JSON", " ".join(str(error).split())[:100])
-    if not isinstance(head.entries, int) or not 0 < head.entries <= len(entries):
-        return wrong(f"{head.entries} entries in {LEDGER}", f"{len(entries)}: the ledger was cut off")
-    if head.entries < len(entries) - 1:
-        return wrong(len(entries), head.entries)
-    if head.hash != entries[head.entries - 1].hash:
-        return wrong(entries[head.entries - 1].hash, head.hash)
     if verifier is None and head.signature is not None:
         return wrong("no signature", "a signature")
     if verifier is not None and not verifier.verifies(head.signed_text, head.signature):
         return wrong(f"a signature of key {verifier.fingerprint[:12]}", head.signature)
+    last = entries[-1].hash if entries else BEFORE_ALL
+    if isinstance(head.entries, int) and head.entries > len(entries) and head.hash != last:
+        return False, [Failure(path=LEDGER, expected=f"{head.entries} entries, as {HEAD_FILE} says",
+                               found=f"{len(entries)}: it was cut off")]
+    if head.entries not in (len(entries), len(entries) - 1) or head.entries < 1:
+        return wrong(f"{len(entries)} entries", f"{head.entries} entries")
+    if head.hash != entries[head.entries - 1].hash:
+        return wrong(entries[head.entries - 1].hash, head.hash)
     return head.entries < len(entries), []
 
 

@@ -182,7 +182,9 @@ class Adapter:
 
 def adapter_of(row: Mapping[str, Any]) -> Adapter:
     """What `Adapter.row` wrote."""
-    return Adapter(**{**row, "base": BaseFacts(**row["base"]), "made": Provenance(**row["made"])})
+    made: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
+                            for key, value in row["made"].items()}
+    return Adapter(**{**row, "base": BaseFacts(**row["base"]), "made": Provenance(**made)})
 
 
 def checked_name(name: str, *, flag: str) -> str:

@@ -47,7 +47,7 @@ class Verifier:
         try:
             self._key: Any = _crypto("serialization").load_pem_public_key(pem)
             self._key.curve  # noqa: B018 - an RSA key has none
-        except (ValueError, AttributeError, TypeError) as error:
+        except (ValueError, AttributeError, TypeError, _unsupported()) as error:
             raise RegistryError(f"{where}: is not a public elliptic-curve key in PEM") from error
 
     @property
@@ -82,7 +82,7 @@ class Signer:
         except FileNotFoundError as error:
             raise RegistryError(f"{path}: there is no such key; give its file with --key or RLHFLAB_REGISTRY_KEY"
                                 ) from error
-        except (OSError, ValueError, AttributeError, TypeError) as error:
+        except (OSError, ValueError, AttributeError, TypeError, _unsupported()) as error:
             raise RegistryError(f"{path}: is not a private key of the curve P-256 in PEM without a password") from error
         self.verifier = Verifier(self._key.public_key().public_bytes(
             serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo), where=str(path))
@@ -159,6 +159,12 @@ def _crypto(module: str) -> Any:
         return import_module(f"cryptography.hazmat.primitives.{module}")
     except ImportError as error:
         raise RegistryError(f"signatures need cryptography: {INSTALL}") from error
+
+
+def _unsupported() -> type[Exception]:
+    """What `cryptography` raises of a kind of key it does not know."""
+    error: type[Exception] = import_module("cryptography.exceptions").UnsupportedAlgorithm
+    return error
 
 
 def _ecdsa() -> Any:
