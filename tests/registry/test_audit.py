@@ -1,5 +1,6 @@
 """One changed byte in any file is found and named; what a stopped process left is not taken for damage."""
 
+import base64
 import hashlib
 import json
 import sys
@@ -7,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from registry_folders import everything, promote, registry_of
+from registry_folders import adapter_folder, everything, promote, registry_of, take_in
 from rlhflab.cli import main
 from rlhflab.registry.audit import verify
 from rlhflab.registry.ledger import Ledger
@@ -141,17 +142,30 @@ def test_an_adapter_whose_entry_is_written_is_there_after_a_stop(tmp_path, monke
     with monkeypatch.context() as stopped, pytest.raises(ZeroDivisionError):
         made = Registry.init(tmp_path / "registry", key=tmp_path / "key.pem")
         stopped.setattr(Ledger, "write_head", lambda ledger, entry: 1 / 0)
-        registry_of_one(made, tmp_path, "one")
+        take_in(made, adapter_folder(tmp_path / "one", 1), "one")
     assert verify(made)["ok"] and made.path_of(made.state().find("one")).is_dir()
-    registry_of_one(made, tmp_path, "two")
+    take_in(made, adapter_folder(tmp_path / "two", 2), "two")
     assert verify(made)["ledger"] | {"hash": None} == {"ok": True, "entries": 3, "hash": None, "signed": True,
                                                        "unfinished": False}
 
 
-def registry_of_one(made, tmp_path, name):
-    from registry_folders import adapter_folder, take_in
+def test_a_deployment_without_an_adapter_is_well(registry):
+    registry.rollback("prod", by="bob", reason=None, to="base")
+    assert verify(registry, "prod")["ok"]
 
-    take_in(made, adapter_folder(tmp_path / name, len(name) + ord(name[0]) % 7), name)
+
+def test_what_another_process_writes_meanwhile_is_not_taken_for_damage(registry, monkeypatch):
+    read, states = Registry.read, []
+
+    def slowly(place):
+        states.append(read(place))
+        if len(states) == 1:
+            promote(registry, "one")
+        return states[-1]
+
+    with monkeypatch.context() as busy:
+        busy.setattr(Registry, "read", slowly)
+        assert verify(Registry(registry.folder))["ok"]
 
 
 def test_only_what_is_asked_for_is_checked(registry):
@@ -164,9 +178,7 @@ def test_only_what_is_asked_for_is_checked(registry):
 def test_the_statement_names_every_file_and_the_library_reads_the_folders_signature(tmp_path):
     registry = registry_of(tmp_path, "one")
     folder = registry.path_of(registry.state().find("one"))
-    import base64
-
-    from model_signing import verifying
+    from model_signing import verifying  # here, where what it imports can be stood in for
 
     envelope = json.loads((folder / "statement.json").read_text())
     statement = json.loads(base64.b64decode(envelope["payload"]))

@@ -45,6 +45,7 @@ def test_the_way_there_and_back(folder, capsys):
     (["promote", "one", "--to", "prod", "--by", "anna"], "there is no verdict of a gate"),
     (["promote", "one", "--to", "../x", "--by", "anna", "--override", "x"], "--to: '../x' must be letters"),
     (["promote", "one", "--to", "prod"], "--by"), (["rollback", "prod", "--by", "anna"], "no deployment is called"),
+    (["promote", "one", "--to", "prod", "--by", "a\x1bb", "--override", "x"], "--by: must be the name"),
     (["show", "abcd"], "no adapter is called 'abcd'"), (["export", "one"], "give --out, or --mlflow"),
     (["verify", "--transcripts"], "name the adapter"), (["list", "--registry", "none"], "none: is not a registry"),
     (["promote", "one", "--to", "prod", "--by", "anna", "--gate", "no.json"], "no.json: no such file"),

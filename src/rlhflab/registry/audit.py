@@ -39,6 +39,13 @@ def verify(registry: Registry, name: str | None = None, *, key: Path | None = No
     `key`: the public key as it was had from elsewhere; the registry's own where absent. `ends_with`: a ledger hash that
     was written down elsewhere, which the ledger must hold. RegistryError where `name` is unknown.
     """
+    found = _verify(registry, name, key=key, ends_with=ends_with)
+    # Another process may have written meanwhile, and what was read of before and after would not fit together.
+    moved = not found["ok"] and registry.broken_key is None and registry.read().hash != found["ledger"]["hash"]
+    return _verify(registry, name, key=key, ends_with=ends_with) if moved else found
+
+
+def _verify(registry: Registry, name: str | None, *, key: Path | None, ends_with: str | None) -> dict[str, Any]:
     if registry.broken_key is not None:
         return _result([Failure(path=PUBLIC_KEY, expected="a public key in PEM", found="something else")], checked=1)
     found = registry.read()
@@ -48,7 +55,8 @@ def verify(registry: Registry, name: str | None = None, *, key: Path | None = No
     if bundled is not None:
         chosen = [each for each in chosen if each.digest == bundled]
     if name is not None:
-        chosen = [state.find(name)] if state.adapters or not found.failures else []
+        bare = name in state.deployments and state.active(name) is None
+        chosen = [] if bare or (found.failures and not state.adapters) else [state.find(name)]
     failures = [*found.failures, *_key_failures(registry, key), *_missing_hash(found, ends_with)]
     checked = 2 + registry.signed
     for adapter in chosen:

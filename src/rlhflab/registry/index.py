@@ -2,11 +2,12 @@
 tables are made from the ledger, and made again whenever it has moved on.
 """
 
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
 from rlhflab.errors import RegistryError
-from rlhflab.registry.records import CHANGES, canonical
+from rlhflab.registry.records import CHANGES, Entry, canonical
 from rlhflab.registry.state import state_of
 from rlhflab.registry.store import Registry
 
@@ -32,7 +33,7 @@ def refresh(registry: Registry, url: str | None = None) -> dict[str, Any]:
             stored = connection.execute(sql.select(tables["index_head"].c.hash)).scalar()
             fresh = stored == entries[-1].hash
             if not fresh:
-                _fill(connection, tables, registry)
+                _fill(connection, tables, entries)
         engine.dispose()
     except (sql.exc.SQLAlchemyError, ImportError) as error:
         text = str(error).splitlines()[0]
@@ -57,8 +58,7 @@ def _tables(sql: Any) -> dict[str, Any]:
         "deployments": sql.Table("deployments", data, column("name", primary_key=True), column("active"))}
 
 
-def _fill(connection: Any, tables: dict[str, Any], registry: Registry) -> None:
-    entries = registry.entries()
+def _fill(connection: Any, tables: dict[str, Any], entries: Sequence[Entry]) -> None:
     state = state_of(entries)
     rows: dict[str, list[dict[str, Any]]] = {
         "index_head": [{"hash": entries[-1].hash}],

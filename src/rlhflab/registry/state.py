@@ -9,9 +9,6 @@ from dataclasses import dataclass, field
 from rlhflab.errors import RegistryError
 from rlhflab.registry.records import CHANGES, DIGEST_LIKE, WEIGHTS, Adapter, Entry, adapter_of
 
-SHORTEST = 4
-"""Hex digits of the shortest start of a digest that is looked up."""
-
 
 @dataclass(slots=True, kw_only=True)
 class State:

@@ -5,6 +5,7 @@ No model is loaded here, and no gate is run: a verdict arrives as a file.
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -35,6 +36,8 @@ from rlhflab.registry.state import State, state_of
 from rlhflab.registry.statement import statement_of
 
 STAGING = ".adding"
+BETWEEN_READS = 0.05
+"""Seconds after which what looked damaged is read once more."""
 
 
 def now() -> str:
@@ -101,7 +104,11 @@ class Registry:
         """The ledger as it is, damaged or not."""
         if self.broken_key is not None:
             raise self.broken_key
-        return read_ledger(self.folder, self.verifier)
+        found = read_ledger(self.folder, self.verifier)
+        if found.failures:  # or a process wrote between the reading of ledger and head
+            time.sleep(BETWEEN_READS)
+            found = read_ledger(self.folder, self.verifier)
+        return found
 
     def entries(self) -> list[Entry]:
         """Every entry. RegistryError names the first that is damaged."""
@@ -130,7 +137,7 @@ class Registry:
         """Take an adapter in: copies of `files`, a statement and signatures. `describe` makes its record of digest and
         file digests. RegistryError where it is here already, or its name is.
         """
-        with self._writing() as (ledger, found):
+        with self._writing(by) as (ledger, found):
             staging = self.folder / ADAPTERS / STAGING
             shutil.rmtree(staging, ignore_errors=True)  # left by a process that was killed here
             try:
@@ -163,7 +170,7 @@ class Registry:
         it, or a file is not what was added.
         """
         checked_name(deployment, flag="--to")
-        with self._writing() as (ledger, found):
+        with self._writing(by) as (ledger, found):
             state = state_of(found.entries)
             adapter = state.find(name)
             before = state.active(deployment) if deployment in state.deployments else None
@@ -182,7 +189,7 @@ class Registry:
 
     def rollback(self, deployment: str, *, by: str, reason: str | None, to: str | None = None) -> Entry:
         """Go back to what was active before, or further back to `to`; "base" for no adapter at all."""
-        with self._writing() as (ledger, found):
+        with self._writing(by) as (ledger, found):
             state = state_of(found.entries)
             stack = state.deployment(deployment)
             if not stack:
@@ -199,8 +206,10 @@ class Registry:
                                                      "reason": reason}, by, self._follow)
 
     @contextmanager
-    def _writing(self) -> Iterator[tuple[Ledger, LedgerState]]:
+    def _writing(self, by: str) -> Iterator[tuple[Ledger, LedgerState]]:
         """(ledger, its state), with the lock held and what a stopped process left done."""
+        if not by.strip() or not by.isprintable():
+            raise RegistryError(f"--by: must be the name of who does it, found {by!r}")
         if not (self.folder / LEDGER).is_file():
             raise RegistryError(f"{self.folder}: is not a registry; rlhflab registry init makes one")
         with locked(self.folder):
