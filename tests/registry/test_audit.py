@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import shutil
 import sys
 from types import ModuleType
 
@@ -203,3 +204,15 @@ def test_verify_prints_json_and_ends_with_2_where_something_is_wrong(registry, c
     assert json.loads(capsys.readouterr().out)["failures"] == [{
         "path": str(config.relative_to(registry.folder)), "expected": before,
         "found": hashlib.sha256(b"{}").hexdigest()}]
+
+
+def test_a_statement_or_a_signature_of_something_else_is_named_though_its_digest_fits(tmp_path, monkeypatch):
+    registry = registry_of(tmp_path, "one")
+    other = registry.path_of(registry.state().find("one"))
+    with monkeypatch.context() as forged:
+        forged.setattr("rlhflab.registry.store.statement_of", lambda adapter: {"_type": "another"})
+        forged.setattr("rlhflab.registry.store.sign_folder",
+                       lambda folder, signer: shutil.copyfile(other / "model.sig", folder / "model.sig") and None)
+        two = take_in(registry, adapter_folder(tmp_path / "two", 2), "two").adapter
+    where = f"adapters/{two.digest}/"
+    assert named(verify(registry)) == {where + "statement.json", where + "model.sig"}
