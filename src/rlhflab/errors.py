@@ -29,3 +29,7 @@ class ModelError(LabError):
 
 class RunError(LabError):
     """A run folder that exists already, or a run that must stop (bad start, too many unscored rollouts)."""
+
+
+class RegistryError(LabError):
+    """A registry of adapters: an unknown name, a damaged file, or a change that is refused and leaves all as it was."""

@@ -6,7 +6,7 @@ way to stderr; with --json, stdout holds one JSON value and nothing else.
 
 from collections.abc import Callable, Mapping
 
-from rlhflab.commands import annotate, data, failures, labels, listing, training
+from rlhflab.commands import annotate, data, failures, labels, listing, registry, training
 
 COMMANDS: Mapping[str, Callable[..., int | None]] = {
     "demo": training.demo_command, "train": training.train_command, "sample": training.sample_command,
@@ -21,8 +21,15 @@ COMMANDS: Mapping[str, Callable[..., int | None]] = {
     "data convert": data.convert_command, "data check": data.check_command, "data split": data.split_command,
     "data agreement": labels.agreement_command, "data judge": labels.judge_command,
     "data select": labels.select_command,
+    "registry init": registry.init_command, "registry add": registry.add_command,
+    "registry list": registry.list_command, "registry show": registry.show_command,
+    "registry diff": registry.diff_command, "registry promote": registry.promote_command,
+    "registry rollback": registry.rollback_command, "registry verify": registry.verify_command,
+    "registry log": registry.log_command, "registry export": registry.export_command,
+    "registry index": registry.index_command,
     "models": listing.models_command, "list": listing.list_command,
 }
 """In the order of the help; the second of two words is a command below the first."""
-GROUPS: Mapping[str, str] = {"data": "Files of preferences, demonstrations and prompts: convert, check, split, judge."}
+GROUPS: Mapping[str, str] = {"data": "Files of preferences, demonstrations and prompts: convert, check, split, judge.",
+                              "registry": "LoRA adapters: what made them, what is active, and the way back."}
 """First words that are no command of their own, and their help."""

@@ -1,0 +1,185 @@
+"""What an adapter folder and the run folder around it say of themselves, whoever wrote them. Files are read, not run.
+
+What nobody wrote down is None. Paths in a run file are looked up from where the command runs, as the run did.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError, safe_open
+
+from rlhflab.data.formats import read_rows
+from rlhflab.errors import DataError, RegistryError
+from rlhflab.registry.records import (
+    CONFIG,
+    HEAD,
+    ROLE,
+    WEIGHTS,
+    BaseFacts,
+    Provenance,
+    adapter_digest,
+    read_object,
+    sha256_of,
+)
+
+NEEDED, BESIDE = (WEIGHTS, CONFIG), (HEAD, ROLE, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+                                     "chat_template.jinja")
+"""Files that make an adapter, and those that are taken along where they are there."""
+JUDGES = ("source", "annotator")
+"""Keys of a row that say who judged it."""
+WHO = 20
+"""Most names of annotators that are kept; data that names more is counted only."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """An adapter folder that was looked at."""
+
+    files: Mapping[str, Path]
+    config: Mapping[str, Any]
+    role: Mapping[str, Any] | None
+    """The lab's own record beside the adapter."""
+    run: Path | None
+
+    @property
+    def rank(self) -> int:
+        """Of the two factors."""
+        return int(self.config["r"])
+
+    @property
+    def base(self) -> BaseFacts:
+        """The base as the adapter's files name it."""
+        role = self.role or {}
+        tokenizer, template = self.files.get("tokenizer.json"), template_of(self.files)
+        return BaseFacts(name=role.get("base") or self.config.get("base_model_name_or_path"),
+                         digest=role.get("base_digest"), tokenizer=sha256_of(tokenizer) if tokenizer else None,
+                         template=template)
+
+
+def template_of(files: Mapping[str, Path]) -> str | None:
+    """sha256 of the chat template among these files of a model or adapter; None where there is none."""
+    if (path := files.get("chat_template.jinja")) is not None:
+        return sha256_of(path)
+    if (path := files.get("tokenizer_config.json")) is None:
+        return None
+    template = read_object(path).get("chat_template")
+    return sha256(template.encode()).hexdigest() if isinstance(template, str) else None
+
+
+def look_at(path: Path, *, role: str | None = None) -> Source:
+    """The adapter in a folder, or the role of a run folder. RegistryError says what is missing or wrong."""
+    folder = _adapter_folder(path, role)
+    pickled = sorted(each.name for each in folder.glob("adapter_model.bin"))
+    for name in NEEDED:
+        if not (folder / name).is_file():
+            found = f"; {pickled[0]} is pickled and not taken, save it as safetensors" if pickled else ""
+            raise RegistryError(f"{folder}: is not an adapter folder: it has no {name}{found}")
+    config = read_object(folder / CONFIG)
+    rank = config.get("r")
+    if config.get("peft_type") != "LORA" or not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        raise RegistryError(f"{folder / CONFIG}: must be of a LoRA adapter (peft_type LORA and a rank r of 1 or more), "
+                            f"found peft_type {config.get('peft_type')!r} and r {rank!r}")
+    files = {name: folder / name for name in (*NEEDED, *BESIDE) if (folder / name).is_file()}
+    _check_tensors(files[WEIGHTS], "lora_")
+    if HEAD in files:
+        _check_tensors(files[HEAD], "weight")
+    run = folder.resolve().parent.parent
+    return Source(files=files, config=config, role=read_object(files[ROLE]) if ROLE in files else None,
+                  run=run if folder.resolve().parent.name == "roles" and (run / "config.yaml").is_file() else None)
+
+
+def _adapter_folder(path: Path, role: str | None) -> Path:
+    roles = sorted(each.name for each in (path / "roles").glob("*") if each.is_dir())
+    if not path.is_dir():
+        raise RegistryError(f"{path}: no such folder")
+    if not roles:
+        return path
+    chosen = role or (roles[0] if len(roles) == 1 else None)
+    if chosen not in roles:
+        raise RegistryError(f"{path}: --role: must be one of {', '.join(roles)}, found {role or 'none'}")
+    return path / "roles" / chosen
+
+
+def _check_tensors(path: Path, part: str) -> None:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            names = list(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise RegistryError(f"{path}: is not a safetensors file: {' '.join(str(error).split())}") from error
+    if not any(part in name for name in names):
+        raise RegistryError(f"{path}: has no tensor whose name holds {part!r}, found {len(names)} others")
+
+
+def provenance(run: Path) -> Provenance:
+    """What a run folder of this lab holds about how its roles came to be."""
+    try:
+        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise RegistryError(f"{run / 'config.yaml'}: cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise RegistryError(f"{run / 'config.yaml'}: must hold keys and values, found {type(config).__name__}")
+    record = read_object(run / "record.json") if (run / "record.json").is_file() else {}
+    summary = read_object(run / "summary.json") if (run / "summary.json").is_file() else None
+    data = tuple(_data(key, value) for key, value in _leaves(config) if key == "data" or key.endswith(".data"))
+    folders = {key: Path(value) for key, value in _leaves(config) if isinstance(value, str) and value
+               and (Path(value) / WEIGHTS).is_file()}
+    parents = tuple(folder_digest(path) for key, path in folders.items() if key == "start")
+    rewards = config.get("reward")
+    return Provenance(
+        data=data, annotators=_rule(data), config=config, commit=record.get("commit"), evaluations=summary,
+        rewards=tuple(_reward(each, folders.get(f"reward.{i}.path")) for i, each in enumerate(rewards))
+        if isinstance(rewards, list) else None,
+        seeds=(config["seed"],) if isinstance(config.get("seed"), int) else None,
+        parents=None if config.get("start") and not parents else parents,
+        run={key: record.get(key) for key in ("kind", "status", "started", "ended", "lab", "machine", "versions")})
+
+
+def folder_digest(folder: Path) -> str:
+    """What the adapter in a folder would be called in a registry."""
+    return adapter_digest({name: sha256_of(folder / name) for name in (WEIGHTS, HEAD) if (folder / name).is_file()})
+
+
+def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of nested settings."""
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if pairs is None:
+        yield prefix, value
+        return
+    for key, inner in pairs:
+        yield from _leaves(inner, f"{prefix}.{key}" if prefix else str(key))
+
+
+def _data(key: str, name: Any) -> dict[str, Any]:
+    path = Path(str(name))
+    return {"key": key, "name": str(name), **data_facts(path)} if path.is_file() else {
+        "key": key, "name": str(name), "sha256": None, "rows": None, "judged_by": None}
+
+
+def data_facts(path: Path) -> dict[str, Any]:
+    """sha256 of a data file, its rows, and how many rows each annotator judged, where the rows say so."""
+    who: Counter[str] = Counter()
+    rows: int | None = 0
+    try:
+        for row in read_rows(path):
+            rows = (rows or 0) + 1
+            who.update(str(row.values[key]) for key in JUDGES if row.values.get(key))
+    except DataError:  # another format, whose rows are not looked into
+        rows = None
+    return {"sha256": sha256_of(path), "rows": rows,
+            "judged_by": dict(sorted(who.items())) if rows and 0 < len(who) <= WHO else None}
+
+
+def _reward(source: Any, folder: Path | None) -> dict[str, Any]:
+    return {"source": source, "adapter": folder_digest(folder) if folder else None}
+
+
+def _rule(data: tuple[Mapping[str, Any], ...]) -> str | None:
+    """Only of data that a scenario makes: files do not say by which rule people judged."""
+    made = [each["name"] for each in data if each["sha256"] is None and not Path(each["name"]).suffix
+            and "/" not in each["name"]]
+    return f"data made by the scenario {made[0]}, with the simulated annotators of its card" if made else None
