@@ -6,7 +6,7 @@ way to stderr; with --json, stdout holds one JSON value and nothing else.
 
 from collections.abc import Callable, Mapping
 
-from rlhflab.commands import data, failures, labels, listing, training
+from rlhflab.commands import data, drift, failures, labels, listing, training
 
 COMMANDS: Mapping[str, Callable[..., int | None]] = {
     "demo": training.demo_command, "train": training.train_command, "sample": training.sample_command,
@@ -14,6 +14,7 @@ COMMANDS: Mapping[str, Callable[..., int | None]] = {
     "detect": failures.detect_command, "report": failures.report_command,
     "report reward": failures.report_reward_command, "curves": failures.curves_command,
     "best-of-n": failures.best_of_n_command, "propose-labels": failures.propose_labels_command,
+    "drift": drift.drift_command,
     "export": training.export_command, "average-roles": training.average_roles_command,
     "data convert": data.convert_command, "data agreement": labels.agreement_command,
     "data judge": labels.judge_command, "data select": labels.select_command,
