@@ -27,6 +27,7 @@ from rlhflab.core.drift import (
     hamming,
     ks_test,
     mean_test,
+    over_prompts,
     over_test,
     prompt_differences,
     psi_test,
@@ -34,7 +35,7 @@ from rlhflab.core.drift import (
     zero_bound,
 )
 from rlhflab.core.signals import cusum, cusum_false_alarms
-from rlhflab.core.stats import Estimate, holm, paired_change
+from rlhflab.core.stats import Estimate, holm
 from rlhflab.errors import ConfigError, DataError
 
 Verdict = Literal["changed", "too few to say", "no difference found", "equivalent"]
@@ -124,7 +125,7 @@ def _at_most(prompts: Sequence[str], sides: Sequence[Mapping[str, int]], seed: i
     """As many prompts, drawn by the seed and in their order, as have MOST answers together."""
     if sum(side[prompt] for prompt in prompts for side in sides) <= MOST:
         return list(prompts)
-    total, taken = 0, set()
+    total, taken = 0, set[int]()
     for i in np.random.default_rng(seed).permutation(len(prompts)):
         total += sum(side[prompts[i]] for side in sides)
         if total > MOST and taken:
@@ -138,8 +139,8 @@ def drift_record(baseline: Sequence[Reply], current: Sequence[Reply], *, names: 
                  | None = None, alpha: float = ALPHA, seed: int = 0) -> dict[str, Any]:
     """Everything that `rlhflab drift` says of two sides.
 
-    `token_divergence`: by `kl_forward`, `kl_reverse` and `jsd`, the mean nats a token of each prompt. `margins` replaces
-    some of MARGINS.
+    `token_divergence`: by `kl_forward`, `kl_reverse` and `jsd`, the mean nats a token of each prompt. `margins`
+    replaces some of MARGINS.
     """
     allowed = {**MARGINS, **checked_margins(margins or {})}
     matched = match(baseline, current, names=names, seed=seed)
@@ -252,8 +253,8 @@ def _mean_row(name: str, says: str, unit: str, layout: Layout, value: Array, mar
     test = mean_test(layout, value, seed=seed)
     wide, tost = change(prompt_differences(layout, value), rate=rate)
     return Row(name=name, says=says, unit=unit, effect=wide, margin=margin,
-               within=-margin < tost.low and tost.high < margin, method="mean change, permutations", p=test.p, test=test,
-               floor=zero_bound(layout.prompts) if rate else 0.0,
+               within=-margin < tost.low and tost.high < margin, method="mean change, permutations", p=test.p,
+               test=test, floor=zero_bound(layout.prompts) if rate else 0.0,
                detail={**detail, "tost_low": tost.low, "tost_high": tost.high})
 
 
@@ -294,7 +295,7 @@ def divergence_rows(found: Mapping[str, Sequence[float]], margins: Mapping[str, 
     rows = []
     for name, values in found.items():
         each = np.asarray(values, dtype=float)
-        effect = paired_change(each, np.zeros(len(each)))
+        effect = over_prompts(each)
         rows.append(Row(name=name, says=says[name], unit="nats a token", effect=effect, margin=margins[name],
                         within=effect.high < margins[name], method="t test against the margin",
                         p=above(each, margins[name])))

@@ -14,10 +14,10 @@ from rlhflab.analysis.page import render_page, write_page
 from rlhflab.analysis.report_data import estimate
 from rlhflab.core.stats import Estimate
 
-NAMES = {"text": "Text", "text_over_prompts": "Text, over prompts", "embedding": "Embedding",
-         "embedding_over_prompts": "Embedding, over prompts", "length": "Length",
-         "length_distribution": "Length, distribution", "declines": "Declines", "outcome": "Outcome",
-         "reward": "Reward", "kl_forward": "Token KL, forward", "kl_reverse": "Token KL, reverse",
+NAMES = {"text": "Text", "text_over_prompts": "Text (over prompts)", "embedding": "Embedding",
+         "embedding_over_prompts": "Embedding (over prompts)", "length": "Length",
+         "length_distribution": "Length (distribution)", "declines": "Declines", "outcome": "Outcome",
+         "reward": "Reward", "kl_forward": "Token KL (forward)", "kl_reverse": "Token KL (reverse)",
          "jsd": "Token JSD"}
 MOST = 8.0
 """Margins that the figure is wide to each side."""
@@ -28,8 +28,8 @@ NOTES = (
     "or the upper bound of a distance). No difference found: neither, although a change as large as the margin would "
     "have been found with a chance of .8. Too few to say: it would not have been.",
     "A permutation moves answers between the sides within a prompt only, so that prompts may differ as they like. p is "
-    "adjusted by Holm, which bounds the chance of any false alarm among all measures whatever they have to do with each "
-    "other: one false alarm holds up a release.",
+    "adjusted by Holm, which bounds the chance of any false alarm among all measures, however they hang together: "
+    "one false alarm holds up a release.",
     "Text is a squared distance by the share of equal characters, or tokens, at the same places. Within prompts it "
     "compares answers to the same prompt; over prompts it finds what many answers share, such as an opening. 0 is "
     "expected where nothing changed, so that it may be negative.",
@@ -43,18 +43,17 @@ def says(record: Mapping[str, Any]) -> str:
     """The verdict in a sentence."""
     found: dict[str, list[str]] = {}
     for row in record["measures"]:
-        found.setdefault(row["verdict"], []).append(name_of(row))
-    parts = "; ".join(f"{verdict}: {', '.join(found[verdict])}" for verdict in VERDICTS if verdict in found)
+        found.setdefault(row["verdict"], []).append(name_of(row["name"]))
+    parts = " ".join(f"{verdict.capitalize()}: {', '.join(found[verdict])}." for verdict in VERDICTS if verdict in found)
     head = {"changed": "The answers have changed", "too few to say": "There are too few prompts to say",
             "no difference found": "No difference was found, which is not to say that there is none",
             "equivalent": "The answers are equivalent within the margins"}[record["verdict"]]
-    return f"{head} ({record['prompts']} prompts). {parts}."
+    return f"{head} ({record['prompts']} prompts). {parts}"
 
 
-def name_of(row: Mapping[str, Any]) -> str:
+def name_of(name: str) -> str:
     """A measure in words."""
-    name = str(row["name"])
-    return NAMES.get(name, name.replace("outcome:", "Outcome, ", 1))
+    return NAMES.get(name, f"Outcome ({name.removeprefix('outcome:')})")
 
 
 def main_table(record: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -63,7 +62,7 @@ def main_table(record: Mapping[str, Any]) -> list[dict[str, str]]:
     for row in record["measures"]:
         effect = estimate(row["effect"])
         assert effect is not None
-        rows.append({"measure": name_of(row), "verdict": verdict_of(row), "p": p_of(row),
+        rows.append({"measure": name_of(row["name"]), "verdict": verdict_of(row), "p": p_of(row),
                      "effect": f"{spoken(effect)} {row['unit']}".replace("\u00a0", " "),
                      "margin": f"margin {short(row['margin'])}"})
     return rows
@@ -90,17 +89,17 @@ def write_drift_page(record: Mapping[str, Any], path: Path) -> Path:
     return write_page(path, render_page("drift.html.j2", values, filters=FILTERS))
 
 
-FILTERS = {"estimate": estimate, "measure": name_of, "verdict": verdict_of, "adjusted": p_of,
+FILTERS = {"estimate": estimate, "measure": lambda row: name_of(row["name"]), "verdict": verdict_of, "adjusted": p_of,
            "tone": lambda row: CLASSES[row["verdict"]]}
 
 
 def margins_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Every effect with its interval in units of its margin."""
-    effects = {name_of(row): scaled(row) for row in rows}
-    traces = [dot(value, place, policy="gold" if row["verdict"] != "changed" else "reward", name=label(name_of(row)))
+    effects = {name_of(row["name"]): scaled(row) for row in rows}
+    traces = [dot(value, place, policy="gold" if row["verdict"] != "changed" else "reward", name=label(name_of(row["name"])))
               for place, (row, value) in enumerate(zip(rows, effects.values(), strict=True))]
-    return Figure(title="Changes in units of their margins", note=f"Between the dashed lines is within the margin; what "
-                  f"lies beyond {MOST:g} margins stands at the edge.", height=80 + 28 * len(rows),
+    return Figure(title="Changes in units of their margins", note=f"Between the dashed lines is within the margin; "
+                  f"what lies beyond {MOST:g} margins stands at the edge.", height=80 + 28 * len(rows),
                   alt="Changes in margins: " + "; ".join(f"{name} {spoken(each)}" for name, each in effects.items()),
                   json=draw(traces, yaxis=policy_axis(list(effects)), shapes=[vertical(-1), vertical(1)],
                             xaxis={"range": [-MOST - 0.5, MOST + 0.5], "title": {"text": "margins"}}))
@@ -120,7 +119,7 @@ def scaled(row: Mapping[str, Any]) -> Estimate:
 
 def history_says(charts: Mapping[str, Any]) -> str:
     """What the charts say, with how often they would say it by chance."""
-    named = ", ".join(f"{NAMES.get(chart['measure'], chart['measure'])} ({chart['side']}) at "
+    named = ", ".join(f"{name_of(chart['measure'])}, {chart['side']}, at "
                       f"{charts['releases'][chart['crossed']]}" for chart in charts["charts"] if chart["alarm"])
     shared = (" All of them were compared with the same baseline, whose own scatter they share: take the rate for a "
               "lower bound." if charts["shared_baseline"] else "")
@@ -132,7 +131,7 @@ def history_says(charts: Mapping[str, Any]) -> str:
 
 def chart_table(charts: Mapping[str, Any]) -> list[dict[str, str]]:
     """Every chart as a row, for the terminal."""
-    return [{"measure": NAMES.get(chart["measure"], chart["measure"]), "side": chart["side"],
+    return [{"measure": name_of(chart["measure"]), "side": chart["side"],
              "verdict": "alarm" if chart["alarm"] else "ok",
              "chart": " ".join(f"{level:.1f}" for level in chart["chart"]), "limit": f"limit {charts['h']:g}"}
             for chart in charts["charts"]]
@@ -151,7 +150,7 @@ def write_history_page(charts: Mapping[str, Any], path: Path) -> Path:
 def chart_figure(chart: Mapping[str, Any], limit: float) -> Figure:
     """One chart, with its limit."""
     levels = chart["chart"]
-    name = f"{NAMES.get(chart['measure'], chart['measure'])}, {chart['side']}"
+    name = f"{name_of(chart['measure'])}, {chart['side']}"
     bound = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": limit, "y1": limit,
              "line": {"color": "var(--ink)", "width": 1.25, "dash": "dash"}}
     trace = line(list(range(1, len(levels) + 1)), levels, policy="reward" if chart["alarm"] else "gold", dots=True,

@@ -11,14 +11,14 @@ from math import comb, prod
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from scipy import stats
 
 from rlhflab.core.stats import Estimate, bootstrap_totals, jackknife, paired_change
 
 Array = np.ndarray[Any, Any]
 """NumPy's own alias would do, but jaxtyping cannot read that of NumPy 2.5."""
-Kernel = Callable[[Array, Array], Array]
+Kernel = Callable[[Int[Array, " i"], Int[Array, " j"]], Float[Array, "i j"]]
 """From the numbers of i and of j answers to their (i, j) likeness."""
 EXACT = 10_000
 """Assignments that are gone through one by one, at most; else as many as `draws` says are drawn."""
@@ -54,7 +54,7 @@ class Layout(NamedTuple):
         """The prompts with two answers or more on both sides."""
         return np.asarray((self._count(True) > 1) & (self._count(False) > 1))
 
-    def live(self, value: Array) -> Bool[Array, " p"]:
+    def live(self, value: Shaped[Array, " n"]) -> Bool[Array, " p"]:
         """The prompts whose answers are not all of one value: in the others a permutation changes nothing."""
         number = np.unique(value, return_inverse=True)[1].reshape(-1)
         least, most = np.full(self.prompts, len(number)), np.full(self.prompts, -1)
@@ -131,8 +131,8 @@ def _weights(layout: Layout, sides: Bool[Array, "r n"]) -> Float[Array, "r n"]:
 
 
 def _tested(statistic: float, null: Float[Array, " r"], exact: bool, *, two_sided: bool = False) -> Test:
-    """p = share of assignments at least as far out; of drawn ones (1 + such) / (1 + r) (Phipson & Smyth 2010)."""
-    slack = 1e-9 * max(1.0, abs(statistic))
+    """Its p is the share of assignments as far out; of drawn ones (1 + such) / (1 + r) (Phipson & Smyth 2010)."""
+    slack = 1e-6 * max(float(np.abs(null).max()), abs(statistic))  # kernels are in fp32: equal values differ by less
     far, seen = (np.abs(null), abs(statistic)) if two_sided else (null, statistic)
     count = int((far >= seen - slack).sum())
     p = count / len(null) if exact else (1 + count) / (1 + len(null))
@@ -156,6 +156,11 @@ def mean_test(layout: Layout, value: Float[Array, " n"], *, seed: int = 0) -> Te
     return _tested(float(layout.weight @ value), _weights(layout, sides) @ value, exact, two_sided=True)
 
 
+def over_prompts(values: Float[Array, " p"]) -> Estimate:
+    """Their mean with a 95 % t-interval, whatever the values are: a difference or distance is no rate."""
+    return paired_change(values.tolist(), [0.0] * len(values))
+
+
 def change(differences: Float[Array, " p"], *, rate: bool = False) -> tuple[Estimate, Estimate]:
     """The mean difference with its 95 % interval, and with the 90 % interval of two one-sided tests at 5 % (TOST).
 
@@ -163,7 +168,7 @@ def change(differences: Float[Array, " p"], *, rate: bool = False) -> tuple[Esti
     prompts without a change leave it, 1 - .05^(1/n) to each side at 90 % (Schuirmann 1987; exact binomial).
     """
     n = len(differences)
-    wide = paired_change(differences, np.zeros(n))
+    wide = over_prompts(differences)
     halves = [wide.high - wide.mean, (wide.high - wide.mean) * _shrink(n)]
     if rate:
         halves = [max(half, zero_bound(n, tail)) for half, tail in zip(halves, (0.025, 0.05), strict=True)]
@@ -243,7 +248,7 @@ def hamming(codes: Int[Array, "n l"]) -> Kernel:
 
     The kernel of model equality testing (Gao et al. 2024, arXiv:2410.20247, section 3), divided by the length.
     """
-    def kernel(i: Array, j: Array) -> Array:
+    def kernel(i: Int[Array, " i"], j: Int[Array, " j"]) -> Float[Array, "i j"]:
         found = np.zeros((len(i), len(j)), dtype=np.float32)
         for place in range(codes.shape[1]):
             found += codes[i, place][:, None] == codes[j, place][None]
@@ -259,7 +264,7 @@ def energy(vectors: Any) -> Kernel:
     """
     norm = np.asarray((vectors.multiply(vectors) if hasattr(vectors, "multiply") else vectors**2).sum(1)).reshape(-1)
 
-    def kernel(i: Array, j: Array) -> Array:
+    def kernel(i: Int[Array, " i"], j: Int[Array, " j"]) -> Float[Array, "i j"]:
         inner = vectors[i] @ vectors[j].T
         dense = inner.toarray() if hasattr(inner, "toarray") else np.asarray(inner)
         squared = norm[i][:, None] + norm[j][None] - 2 * dense
@@ -268,7 +273,7 @@ def energy(vectors: Any) -> Kernel:
     return kernel
 
 
-def within_test(layout: Layout, kernel: Kernel, text: Array, *, seed: int = 0) -> tuple[Test, Estimate]:
+def within_test(layout: Layout, kernel: Kernel, text: Shaped[Array, " n"], *, seed: int = 0) -> tuple[Test, Estimate]:
     """Squared MMD between the two sides' answers to one prompt, unbiased, in the mean over prompts.
 
     The test of model equality (arXiv:2410.20247): answers to different prompts are not compared. Every prompt needs two
@@ -282,7 +287,7 @@ def within_test(layout: Layout, kernel: Kernel, text: Array, *, seed: int = 0) -
         np.fill_diagonal(block, 0.0)
         each[i] = _block_mmd(block, layout.current[None, answers])[0]
         null += _block_mmd(block, sides[:, answers]) / layout.prompts
-    return _tested(float(each.mean()), null, exact), paired_change(each, np.zeros(len(each)))
+    return _tested(float(each.mean()), null, exact), over_prompts(each)
 
 
 def _block_mmd(block: Float[Array, "b b"], current: Bool[Array, "r b"]) -> Float[Array, " r"]:
@@ -294,7 +299,7 @@ def _block_mmd(block: Float[Array, "b b"], current: Bool[Array, "r b"]) -> Float
     return np.asarray(both[0] + both[1] - 2 * (by_now * before).sum(1) / (a * b))
 
 
-def over_test(layout: Layout, kernel: Kernel, text: Array, *, seed: int = 0) -> tuple[Test, Estimate]:
+def over_test(layout: Layout, kernel: Kernel, text: Shaped[Array, " n"], *, seed: int = 0) -> tuple[Test, Estimate]:
     """Squared length of the mean difference of embeddings over prompts, unbiased: 1 / (p (p - 1)) sum over different
     prompts of <d_i, d_j>.
 

@@ -91,7 +91,8 @@ def _means(parts: Sequence[tuple[Sequence[Reply], Sequence[Tensor]]], column: in
 
 
 def ask_server(source: Source, prompts: Sequence[Prompt], *, samples: int, max_new_tokens: int, temperature: float,
-               token_env: str | None, seed: int, progress: Progress, retries: int = 2, wait: float = 1.0) -> list[Reply]:
+               token_env: str | None, seed: int, progress: Progress, retries: int = 2,
+               wait: float = 1.0) -> list[Reply]:
     """`samples` answers of a server to each prompt. RunError where it is down or refuses."""
     headers = {} if token_env is None else authorization(token_env, where="--token-env")
     reply = chat_server(checked_url(source.name, where="a side"), str(source.served_as), headers=headers,

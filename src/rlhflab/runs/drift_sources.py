@@ -51,8 +51,8 @@ def source_of(name: str, *, where: str, only: str | None = None, served_as: str 
     elif name == BASE or (Path(name) / ADAPTER_CONFIG).is_file():
         kind = "adapter"
     elif Path(name).is_dir():
-        raise DataError(f"{name}: is a folder without {ADAPTER_CONFIG}; a side is a file of answers, an adapter folder, "
-                        f"{BASE}, or the address of a server")
+        raise DataError(f"{name}: is a folder without {ADAPTER_CONFIG}; a side is a file of answers, an adapter "
+                        f"folder, {BASE}, or the address of a server")
     else:
         kind = "file"
     if kind == "server" and not served_as:
