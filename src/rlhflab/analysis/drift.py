@@ -97,7 +97,7 @@ class Row(NamedTuple):
     test: Test | None = None
     growth: float = 2.0
     """The detectable change falls with n to the power of -1 / growth."""
-    floor: float = 0.0
+    rate: bool = False
     detail: Mapping[str, Any] = {}
 
 
@@ -254,7 +254,7 @@ def _mean_row(name: str, says: str, unit: str, layout: Layout, value: Array, mar
     wide, tost = change(prompt_differences(layout, value), rate=rate)
     return Row(name=name, says=says, unit=unit, effect=wide, margin=margin,
                within=-margin < tost.low and tost.high < margin, method="mean change, permutations", p=test.p,
-               test=test, floor=zero_bound(layout.prompts) if rate else 0.0,
+               test=test, rate=rate,
                detail={**detail, "tost_low": tost.low, "tost_high": tost.high})
 
 
@@ -322,10 +322,12 @@ def _judged(row: Row, adjusted: float, alpha: float, level: float) -> dict[str, 
         detectable = row.margin + (row.effect.high - row.effect.mean) if math.isfinite(row.effect.high) else math.inf
         blind, needed = True, _needed(n, (detectable - row.margin) / max(abs(row.margin - row.effect.mean), 1e-9), 2.0)
     else:
-        detectable = row.test.detectable(level, floor=row.floor)
-        blind, needed = detectable > row.margin, _needed(n, detectable / row.margin, row.growth)
-    if row.floor:
-        needed = max(needed, math.ceil(math.log(ALPHA) / math.log(1 - min(row.margin, 0.99))))
+        detectable = row.test.detectable(level)
+        needed = _needed(n, detectable / row.margin, row.growth)
+        if row.rate:  # as many as leave a rate of the margin unlikely where none of them changed
+            needed = max(needed, math.ceil(math.log(ALPHA) / math.log(1 - min(row.margin, 0.99))))
+            detectable = max(detectable, zero_bound(n))
+        blind = detectable > row.margin
     found = adjusted < alpha
     verdict: Verdict = "no difference found"
     if row.within and n >= LEAST:

@@ -84,7 +84,7 @@ def write_drift_page(record: Mapping[str, Any], path: Path) -> Path:
     values = {"title": "Drift", "name": f"{record['baseline']} to {record['current']}",
               "lead": f"{record['baseline']} ({record['baseline_answers']} answers) to {record['current']} "
                       f"({record['current_answers']} answers), on {record['prompts']} prompts that both answered",
-              "record": record, "says": says(record), "drawing": margins_figure(record["measures"]), "notes": NOTES,
+              "record": record, "remarks": record["notes"], "says": says(record), "drawing": margins_figure(record["measures"]), "notes": NOTES,
               "shares": [row for row in record["measures"] if "shares" in row["detail"]], "charts": (), "history": None}
     return write_page(path, render_page("drift.html.j2", values, filters=FILTERS))
 
@@ -140,7 +140,7 @@ def chart_table(charts: Mapping[str, Any]) -> list[dict[str, str]]:
 def write_history_page(charts: Mapping[str, Any], path: Path) -> Path:
     """Write the page of charts over releases and return its path."""
     values = {"title": "Drift over releases", "name": f"{len(charts['releases'])} releases",
-              "lead": " to ".join((charts["releases"][0], charts["releases"][-1])), "record": None,
+              "lead": " to ".join((charts["releases"][0], charts["releases"][-1])), "record": None, "remarks": (),
               "says": history_says(charts), "drawing": None, "notes": (), "shares": (), "history": charts,
               "charts": [chart_figure(chart, charts["h"]) for chart in charts["charts"]]}
     return write_page(path, render_page("drift.html.j2", values, filters={

@@ -80,10 +80,10 @@ class Test(NamedTuple):
     z: float
     """Standard normal where nothing changed: of the mid-p that a value as high comes by chance."""
 
-    def detectable(self, alpha: float, *, floor: float = 0.0) -> float:
+    def detectable(self, alpha: float) -> float:
         """About the change that is found with a chance of .8 at level `alpha`, as the permutations scatter."""
         critical = float(np.quantile(np.abs(self.null), 1 - alpha, method="higher"))
-        return max(floor, critical + float(stats.norm.ppf(POWER)) * float(self.null.std()))
+        return critical + float(stats.norm.ppf(POWER)) * float(self.null.std())
 
 
 # -- permutations ----------------------------------------------------------------------------------------------------
