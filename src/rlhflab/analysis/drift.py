@@ -55,6 +55,8 @@ MARGINS: Mapping[str, float] = {
 """What still counts as the same. Of length a share of the baseline's mean, of reward in its deviations."""
 BANDS = ((0.1, "below .1, usually called stable"), (0.25, ".1 to .25, usually called a small shift"),
          (math.inf, "above .25, usually called a shift"))
+SIGNED = ("length", "declines", "reward")
+"""Measures that go up and down; the others are distances."""
 K, H = 0.5, 5.0
 """Slack and limit of the charts over releases, in deviations."""
 
@@ -134,9 +136,10 @@ def _at_most(prompts: Sequence[str], sides: Sequence[Mapping[str, int]], seed: i
     return [prompts[i] for i in sorted(taken)]
 
 
-def drift_record(baseline: Sequence[Reply], current: Sequence[Reply], *, names: tuple[str, str] = ("baseline",
-                 "current"), margins: Mapping[str, float] | None = None, token_divergence: Mapping[str, Sequence[float]]
-                 | None = None, alpha: float = ALPHA, seed: int = 0) -> dict[str, Any]:
+def drift_record(baseline: Sequence[Reply], current: Sequence[Reply], *,
+                 names: tuple[str, str] = ("baseline", "current"), margins: Mapping[str, float] | None = None,
+                 token_divergence: Mapping[str, Sequence[float]] | None = None, alpha: float = ALPHA,
+                 seed: int = 0) -> dict[str, Any]:
     """Everything that `rlhflab drift` says of two sides.
 
     `token_divergence`: by `kl_forward`, `kl_reverse` and `jsd`, the mean nats a token of each prompt. `margins`
@@ -254,8 +257,7 @@ def _mean_row(name: str, says: str, unit: str, layout: Layout, value: Array, mar
     wide, tost = change(prompt_differences(layout, value), rate=rate)
     return Row(name=name, says=says, unit=unit, effect=wide, margin=margin,
                within=-margin < tost.low and tost.high < margin, method="mean change, permutations", p=test.p,
-               test=test, rate=rate,
-               detail={**detail, "tost_low": tost.low, "tost_high": tost.high})
+               test=test, rate=rate, detail={**detail, "tost_low": tost.low, "tost_high": tost.high})
 
 
 def outcome_rows(matched: Matched, margins: Mapping[str, float], seed: int) -> list[Row]:
@@ -340,8 +342,7 @@ def _judged(row: Row, adjusted: float, alpha: float, level: float) -> dict[str, 
             "margin": row.margin, "p": row.p, "p_adjusted": adjusted, "difference_found": found, "method": row.method,
             "permutations": len(row.test.null) if row.test else None, "exact": row.test.exact if row.test else None,
             "detectable": detectable, "needed": max(needed, LEAST, n + 1) if verdict == "too few to say" else None,
-            "z": row.test.z if row.test else None, "signed": "permutations" in row.method and row.name in
-            ("length", "declines", "reward"), "detail": dict(row.detail)}
+            "z": row.test.z if row.test else None, "signed": row.name in SIGNED, "detail": dict(row.detail)}
 
 
 def _needed(n: int, times: float, growth: float) -> int:

@@ -102,7 +102,7 @@ def permuted(layout: Layout, live: Bool[Array, " p"], *, seed: int = 0,
     """
     groups = [np.flatnonzero(layout.prompt == i) for i in np.flatnonzero(live)]
     sizes = [(len(group), int(layout.current[group].sum())) for group in groups]
-    if sum(np.log(comb(*size)) for size in sizes) <= np.log(exact) and prod(comb(*size) for size in sizes) <= exact:
+    if prod(comb(*size) for size in sizes) <= min(exact, draws(len(layout.prompt)) + 1):
         chosen = list(product(*([group[list(each)] for each in combinations(range(len(group)), size[1])]
                                 for group, size in zip(groups, sizes, strict=True))))
         sides = np.repeat(layout.current[None], len(chosen), axis=0)

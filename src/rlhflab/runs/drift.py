@@ -70,11 +70,10 @@ def find_drift(baseline: Source, current: Source, asked: Asked, *, out: Path | N
     replies = [sides[name].replies for name in SIDES]
     divergence = None
     if models is not None:
-        known = {prompt_key(prompt.messages): prompt for side in sides.values() for prompt in side.prompts}
-        replies = [[reply for reply in side if reply.prompt in known] for side in replies]
+        known = _known_prompts(sides)
         if baseline.kind == current.kind == "adapter":
-            divergence = models.divergences(*replies, list(known.values()))
-        replies = [models.with_states(side, list(known.values())) for side in replies]
+            divergence = models.divergences(*replies, known)
+        replies = [models.with_states(side, known) for side in replies]
     record = drift_record(*replies, names=(baseline.label, current.label), margins=asked.margins, alpha=asked.alpha,
                           token_divergence=divergence, seed=asked.seed)
     record = {"kind": "drift", "at": datetime.now(UTC).isoformat(timespec="seconds"), **record,
@@ -156,6 +155,16 @@ def _asked_prompts(sides: Mapping[str, Side], asked: Asked) -> list[Prompt]:
         raise DataError(f"{side.source.name}: its rows name prompts by id only, which nobody can ask again; give the "
                         "prompts with --prompts")
     return list(side.prompts)[:asked.n]
+
+
+def _known_prompts(sides: Mapping[str, Side]) -> list[Prompt]:
+    """The prompts of both sides. DataError where an answer's prompt has no text, which a model has to read."""
+    known = {prompt_key(prompt.messages): prompt for side in sides.values() for prompt in side.prompts}
+    for side in sides.values():
+        if any(reply.prompt not in known for reply in side.replies):
+            raise DataError(f"{side.source.name}: has rows that name their prompt by id only; a model that embeds "
+                            "answers has to read it, so leave --model out")
+    return list(known.values())
 
 
 def _answered(source: Source, side: str, prompts: Sequence[Prompt], asked: Asked, models: Any,
