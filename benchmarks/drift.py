@@ -105,7 +105,7 @@ def halves_table(versions: Mapping[str, Mapping[str, Sequence[Reply]]], splits: 
 
 
 def rate(count: int, n: int) -> str:
-    low, high = wilson(count, n)
+    low, high = wilson(float(count), float(n))
     return f"{count / n:.3f} [{low:.3f}, {high:.3f}]"
 
 

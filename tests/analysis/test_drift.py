@@ -4,12 +4,12 @@ import random
 
 import pytest
 
+from report_pages import EVIL, Page
 from rlhflab.analysis import drift
 from rlhflab.analysis.behaviour import declines, shape
 from rlhflab.analysis.drift import Reply, draw_halves, drift_record, match, release_charts
 from rlhflab.analysis.drift_page import history_says, main_table, says, write_drift_page, write_history_page
 from rlhflab.errors import ConfigError, DataError
-from report_pages import EVIL, Page
 
 WORDS = ("the", "parcel", "arrives", "on", "monday", "or", "later", "please", "wait", "for", "a", "letter")
 
@@ -39,8 +39,8 @@ def test_an_answer_that_declines_says_so_at_its_start(text, expected):
 
 
 @pytest.mark.parametrize(("text", "expected"), [
-    (" ", "nothing"), ('{"a": 1}', "JSON"), ("```python\nx\n```", "code"), ("- one\n- two", "list"), ("1. one", "prose"),
-    ("I cannot help.\n- a\n- b", "declines"), ("3", "prose")])
+    (" ", "nothing"), ('{"a": 1}', "JSON"), ("```python\nx\n```", "code"), ("- one\n- two", "list"),
+    ("1. one", "prose"), ("I cannot help.\n- a\n- b", "declines"), ("3", "prose")])
 def test_the_shape_of_an_answer_is_the_first_that_fits(text, expected):
     assert shape(text) == expected
 

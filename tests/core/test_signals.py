@@ -16,7 +16,7 @@ def test_a_cusum_by_hand() -> None:
 
 
 def test_false_alarms_of_a_cusum_are_as_rare_as_tables_say() -> None:
-    # One-sided, k = .5: a false alarm once in 336 steps at h = 4, in 931 at h = 5 (Montgomery; Siegmund's formula agrees).
+    # One-sided, k = .5: a false alarm once in 336 steps at h = 4, in 931 at h = 5 (Montgomery).
     assert cusum_false_alarms(k=0.5, h=4.0, steps=1)[0] == pytest.approx(336, rel=0.005)
     average, chance = cusum_false_alarms(k=0.5, h=5.0, steps=1)
     assert average == pytest.approx(931, rel=0.005)

@@ -161,6 +161,10 @@ def asking(folder, *more):
             *more]
 
 
+def texts(path):
+    return [json.loads(line)["answer"] for line in path.read_text().splitlines()]
+
+
 def test_two_adapters_have_token_divergences_and_their_answers_are_kept(adapters, capsys):
     _, record = run(["drift", adapters / "old", adapters / "new", *asking(adapters, "--out", adapters / "out")], capsys)
     found = {row["name"]: row for row in record["measures"]}
@@ -179,16 +183,14 @@ def test_an_adapter_beside_itself_diverges_by_nothing_and_answers_anew(adapters,
     found = {row["name"]: row for row in record["measures"]}
     assert [found[name]["verdict"] for name in ("kl_forward", "kl_reverse", "jsd")] == ["equivalent"] * 3
     assert found["jsd"]["effect"]["mean"] == pytest.approx(0, abs=1e-6) and record["verdict"] != "changed"
-    first, second = ((adapters / "out" / f"{side}.jsonl").read_text() for side in ("baseline", "current"))
-    assert [json.loads(x)["answer"] for x in first.splitlines()] != [json.loads(x)["answer"] for x in second.splitlines()]
+    assert texts(adapters / "out" / "baseline.jsonl") != texts(adapters / "out" / "current.jsonl")
 
 
 def test_one_side_alone_is_kept_for_later_and_repeats_by_its_seed(adapters, capsys):
     for name in ("x", "y"):
         code, found = run(["drift", "base", *asking(adapters, "--out", adapters / name)], capsys)
         assert code == 0 and found["answers"] == str(adapters / name / "answers.jsonl")
-    first, second = ([json.loads(line)["answer"] for line in (adapters / name / "answers.jsonl").read_text().splitlines()]
-                     for name in ("x", "y"))
+    first, second = (texts(adapters / name / "answers.jsonl") for name in ("x", "y"))
     assert first == second and len(first) == 24
 
 

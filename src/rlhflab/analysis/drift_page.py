@@ -44,7 +44,8 @@ def says(record: Mapping[str, Any]) -> str:
     found: dict[str, list[str]] = {}
     for row in record["measures"]:
         found.setdefault(row["verdict"], []).append(name_of(row["name"]))
-    parts = " ".join(f"{verdict.capitalize()}: {', '.join(found[verdict])}." for verdict in VERDICTS if verdict in found)
+    parts = " ".join(f"{verdict.capitalize()}: {', '.join(found[verdict])}."
+                     for verdict in VERDICTS if verdict in found)
     head = {"changed": "The answers have changed", "too few to say": "There are too few prompts to say",
             "no difference found": "No difference was found, which is not to say that there is none",
             "equivalent": "The answers are equivalent within the margins"}[record["verdict"]]
@@ -84,7 +85,8 @@ def write_drift_page(record: Mapping[str, Any], path: Path) -> Path:
     values = {"title": "Drift", "name": f"{record['baseline']} to {record['current']}",
               "lead": f"{record['baseline']} ({record['baseline_answers']} answers) to {record['current']} "
                       f"({record['current_answers']} answers), on {record['prompts']} prompts that both answered",
-              "record": record, "remarks": record["notes"], "says": says(record), "drawing": margins_figure(record["measures"]), "notes": NOTES,
+              "record": record, "remarks": record["notes"], "says": says(record),
+              "drawing": margins_figure(record["measures"]), "notes": NOTES,
               "shares": [row for row in record["measures"] if "shares" in row["detail"]], "charts": (), "history": None}
     return write_page(path, render_page("drift.html.j2", values, filters=FILTERS))
 
@@ -96,8 +98,8 @@ FILTERS = {"estimate": estimate, "measure": lambda row: name_of(row["name"]), "v
 def margins_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Every effect with its interval in units of its margin."""
     effects = {name_of(row["name"]): scaled(row) for row in rows}
-    traces = [dot(value, place, policy="gold" if row["verdict"] != "changed" else "reward", name=label(name_of(row["name"])))
-              for place, (row, value) in enumerate(zip(rows, effects.values(), strict=True))]
+    traces = [dot(value, place, policy="reward" if row["verdict"] == "changed" else "gold", name=label(name))
+              for place, (row, (name, value)) in enumerate(zip(rows, effects.items(), strict=True))]
     return Figure(title="Changes in units of their margins", note=f"Between the dashed lines is within the margin; "
                   f"what lies beyond {MOST:g} margins stands at the edge.", height=80 + 28 * len(rows),
                   alt="Changes in margins: " + "; ".join(f"{name} {spoken(each)}" for name, each in effects.items()),

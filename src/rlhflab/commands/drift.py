@@ -20,12 +20,13 @@ def drift_command(baseline: str | None = None, current: str | None = None, /, *,
                   token_env: str | None = None, n: Count | None = None, samples: Count = 4,
                   max_new_tokens: Count = 64, temperature: Temperature = 1.0, alpha: Level = 0.05, seed: Seed = 0,
                   out: Path | None = None, fail_on_drift: bool = False, as_json: Json = False) -> int:
-    """Say whether answers to the same prompts have changed: texts, length, refusals, outcomes, reward, log-probs.
+    """Say whether answers to the same prompts have changed, by how much, or that nobody can tell yet.
 
-    A side is a file of answers, an adapter folder, base, or the address of a server that speaks OpenAI's chat
-    completions. Every measure is tested by permutations within a prompt, p is Holm's over all measures, and "no
-    difference found" is told from "equivalent". One side alone is asked, and its answers are kept for later. Exit code
-    3 means that something changed, with --fail-on-drift only.
+    Compared are texts, length, refusals, outcomes, and where they are known rewards and log-probs. A side is a file
+    of answers, an adapter folder, base, or the address of a server that speaks OpenAI's chat completions. Every
+    measure is tested by permutations within a prompt, p is Holm's over all measures, and "no difference found" is
+    told from "equivalent". One side alone is asked, and its answers are kept for later. Exit code 3 means that
+    something changed, with --fail-on-drift only.
 
     Args:
         baseline: The side that is known.
