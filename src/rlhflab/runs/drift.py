@@ -74,6 +74,7 @@ def find_drift(baseline: Source, current: Source, asked: Asked, *, out: Path | N
         if baseline.kind == current.kind == "adapter":
             divergence = models.divergences(*replies, known)
         replies = [models.with_states(side, known) for side in replies]
+    progress.say(f"Comparing {' and '.join(str(len(side)) for side in replies)} answers ...")
     record = drift_record(*replies, names=(baseline.label, current.label), margins=asked.margins, alpha=asked.alpha,
                           token_divergence=divergence, seed=asked.seed)
     record = {"kind": "drift", "at": datetime.now(UTC).isoformat(timespec="seconds"), **record,
