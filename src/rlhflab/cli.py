@@ -31,7 +31,7 @@ for place, (name, command) in enumerate(commands.COMMANDS.items()):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code: 0 done, 2 a mistake in what was asked, 130 stopped by Ctrl-C.
 
-    `detect --fail-on-alarm` also has 3, an alarm.
+    `detect --fail-on-alarm` and `drift --fail-on-drift` also have 3, an alarm.
     """
     if os.environ.get("RLHFLAB_DEBUG"):
         return _run(arguments)

@@ -1,9 +1,11 @@
 """Chunked log-probs equal a full softmax, forward and backward."""
 
+import math
+
 import pytest
 import torch
 
-from rlhflab.core.logprobs import answer_sums, token_scores
+from rlhflab.core.logprobs import answer_sums, token_divergences, token_scores
 
 
 def full_softmax(hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -75,3 +77,24 @@ def test_entropy_of_a_uniform_distribution_is_the_log_of_its_size() -> None:
 def test_sums_belong_to_their_answer() -> None:
     x, owner = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0, 0, 1])
     assert answer_sums(x, owner, 3).tolist() == [3.0, 4.0, 0.0]
+
+
+def test_divergences_of_two_tokens_by_hand() -> None:
+    # Of two tokens, p = (3/4, 1/4) and q = (1/4, 3/4), m = (1/2, 1/2)
+    p, q = (torch.tensor([[sign * math.log(3) / 2, -sign * math.log(3) / 2]]) for sign in (1, -1))
+    found = token_divergences(p, q, torch.eye(2))
+    assert found.forward.item() == found.reverse.item() == pytest.approx(0.5 * math.log(3), rel=1e-6)
+    js = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    assert found.jensen_shannon.item() == pytest.approx(js, rel=1e-6) and js < math.log(2)
+
+
+def test_divergences_do_not_depend_on_the_chunk_and_forward_is_not_reverse() -> None:
+    torch.manual_seed(0)
+    p, q, weight = torch.randn(7, 4), torch.randn(7, 4), torch.randn(9, 4)
+    whole, small = (token_divergences(p, q, weight, chunk=chunk) for chunk in (100, 3))
+    torch.testing.assert_close(torch.stack(whole), torch.stack(small))
+    torch.testing.assert_close(whole.forward, token_divergences(q, p, weight).reverse)
+    assert not torch.allclose(whole.forward, whole.reverse)
+    expected = torch.nn.functional.kl_div((q @ weight.T).log_softmax(-1), (p @ weight.T).log_softmax(-1),
+                                          log_target=True, reduction="none").sum(-1)
+    torch.testing.assert_close(whole.forward, expected)

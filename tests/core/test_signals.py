@@ -7,12 +7,20 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rlhflab.core.signals import cusum, gain_at_equal_length, hill, log_odds, rarefied
+from rlhflab.core.signals import cusum, cusum_false_alarms, gain_at_equal_length, hill, log_odds, rarefied
 
 
 def test_a_cusum_by_hand() -> None:
     # 1 - .5 = .5; .5 + .2 - .5 = .2; .2 - 3 - .5 < 0 -> 0; 2 - .5 = 1.5; 1.5 + 4 - .5 = 5
     assert cusum([1.0, 0.2, -3.0, 2.0, 4.0], k=0.5) == pytest.approx([0.5, 0.2, 0.0, 1.5, 5.0])
+
+
+def test_false_alarms_of_a_cusum_are_as_rare_as_tables_say() -> None:
+    # One-sided, k = .5: a false alarm once in 336 steps at h = 4, in 931 at h = 5 (Montgomery).
+    assert cusum_false_alarms(k=0.5, h=4.0, steps=1)[0] == pytest.approx(336, rel=0.005)
+    average, chance = cusum_false_alarms(k=0.5, h=5.0, steps=1)
+    assert average == pytest.approx(931, rel=0.005)
+    assert chance == pytest.approx(stats.norm.sf(5.5), rel=0.01), "the first step alarms where z - .5 > 5"
 
 
 def test_hills_estimate_by_hand() -> None:

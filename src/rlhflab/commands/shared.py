@@ -17,7 +17,7 @@ Seed = Annotated[int, Parameter(validator=Number(gte=0))]
 Override = Annotated[str, Parameter(allow_leading_hyphen=True)]
 DEFAULT_MODEL = "smollm2-135m"
 ALARM = 3
-"""Exit code of `detect --fail-on-alarm`."""
+"""Exit code of `detect --fail-on-alarm` and `drift --fail-on-drift`."""
 
 
 def quietly(work: Callable[[], T]) -> T:

@@ -4,6 +4,7 @@ Axes: s scored tokens, d width, v vocabulary. Memory is O(chunk x v): a chunk's 
 and made again in the backward pass.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -77,6 +78,31 @@ def _parts(n: int, chunk: int) -> list[slice]:
 
 def _logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
     return linear(hidden, weight).float() / temperature
+
+
+class Divergences(NamedTuple):
+    """Of two models at each scored token, over the whole vocabulary, nats, fp32."""
+
+    forward: Float[Tensor, " s"]
+    """KL(p | q) = sum p log(p / q)."""
+    reverse: Float[Tensor, " s"]
+    """KL(q | p)."""
+    jensen_shannon: Float[Tensor, " s"]
+    """(KL(p | m) + KL(q | m)) / 2 with m = (p + q) / 2: at most log 2 (Lin 1991)."""
+
+
+@torch.no_grad()
+def token_divergences(p: Float[Tensor, "s d"], q: Float[Tensor, "s d"], weight: Float[Tensor, "v d"], *,
+                      temperature: float = 1.0, chunk: int = CHUNK) -> Divergences:
+    """How far softmax(p @ weight.T / temperature) and that of q are apart, from the hidden states p and q."""
+    parts = []
+    for part in _parts(len(p), chunk):
+        log_p, log_q = (_logits(hidden[part], weight, temperature).log_softmax(-1) for hidden in (p, q))
+        middle = torch.logaddexp(log_p, log_q) - math.log(2)
+        each = [(first.exp() * (first - second)).sum(-1) for first, second in (
+            (log_p, log_q), (log_q, log_p), (log_p, middle), (log_q, middle))]
+        parts.append(torch.stack([each[0], each[1], (each[2] + each[3]) / 2]))
+    return Divergences(*torch.cat(parts, dim=1)) if parts else Divergences(*torch.zeros(3, 0))
 
 
 def answer_sums(x: Float[Tensor, " s"], owner: Int[Tensor, " s"], n: int) -> Float[Tensor, " n"]:

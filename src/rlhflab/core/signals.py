@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaln
+from scipy.stats import norm
 
 Array = NDArray[np.float64]
 T = TypeVar("T", bound=Hashable)
@@ -22,6 +23,21 @@ def cusum(deviations: Iterable[float], *, k: float) -> list[float]:
         level = max(0.0, level + z - k)
         chart.append(level)
     return chart
+
+
+def cusum_false_alarms(*, k: float, h: float, steps: int, states: int = 400) -> tuple[float, float]:
+    """Of a one-sided CUSUM of standard normal values that alarms above `h`: mean steps to a false alarm, and the chance
+    of one within `steps`.
+
+    The chart is taken for a Markov chain over `states` levels (Brook & Evans 1972, Biometrika 59).
+    """
+    width = 2 * h / (2 * states - 1)
+    level = np.arange(states) * width
+    upper = norm.cdf(level[None] + width / 2 - level[:, None] + k)
+    stay = np.diff(upper, axis=1, prepend=0.0)
+    ones = np.ones(states)
+    mean = float(np.linalg.solve(np.eye(states) - stay, ones)[0])
+    return mean, float(1 - (np.linalg.matrix_power(stay, steps) @ ones)[0])
 
 
 def hill(values: Sequence[float], k: int) -> float:

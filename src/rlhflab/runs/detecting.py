@@ -7,6 +7,7 @@ from typing import Any
 from rlhflab.analysis.detectors import Track, as_row, history
 from rlhflab.errors import DataError
 from rlhflab.runs.evidence_files import read_evidence
+from rlhflab.runs.folder import RunFolder
 
 FINDINGS = "findings.json"
 ORDER = ("alarm", "unclear", "ok", "not run")
@@ -30,8 +31,6 @@ def detect(path: Path, *, start: Path | None = None, names: Sequence[str] | None
               "detectors": [track_row(track) for track in tracks]}
     target = out or (path / FINDINGS if path.is_dir() else None)
     if target is not None:
-        from rlhflab.runs.folder import RunFolder  # here, since it loads torch
-
         RunFolder(target.parent).write_json(target.name, result)
     return {**result, "written": str(target) if target else None}
 

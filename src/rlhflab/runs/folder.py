@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 import yaml
 
 from rlhflab import __version__
@@ -152,6 +151,8 @@ def _commit() -> str | None:
 
 
 def _machine() -> str:
+    import torch  # here, since folders are also written where there is no torch
+
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
