@@ -437,7 +437,7 @@ def read_run(kind: str | None, path: Path, overrides: Sequence[str] = ()) -> Run
 
 
 def checked(section: type[S], content: Mapping[str, Any], *, where: str, what: str) -> S:
-    """`content` as a `section`, which is a `what` to its reader; ConfigError names `where`, the key and what is known."""
+    """`content` as a `section`, to its reader a `what`; ConfigError names `where`, the key and what is known."""
     try:
         return section.model_validate(content)
     except ValidationError as error:

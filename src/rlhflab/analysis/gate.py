@@ -1,4 +1,4 @@
-"""The gate: paired values of a candidate and the active model in, a verdict and its reason a row out. No model, no files.
+"""The gate: paired values of a candidate and the active model in, verdicts with their reasons out. No model, no files.
 
 A candidate passes a row when a loss as large as the margin is ruled out, fails it when such a loss is shown, and is
 inconclusive in between. On a blocking row inconclusive blocks as fail does.
@@ -85,7 +85,7 @@ def judged(policy: GatePolicy, pairs: Sequence[Paired], better: Sequence[Better]
 
 
 def overall(rows: Sequence[RowVerdict]) -> Verdict:
-    """fail where a blocking row failed, else inconclusive where one is so, else pass."""
+    """The worst verdict of a blocking row: fail, then inconclusive, then pass."""
     found = {row.verdict for row in rows if row.blocking}
     return "fail" if "fail" in found else "inconclusive" if "inconclusive" in found else "pass"
 

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 from xml.etree import ElementTree
 
+COLUMNS = ("suite", "metric", "verdict", "blocks", "candidate", "active", "change", "n", "unscored", "power",
+           "detectable", "why")
 MARKS = {"pass": "pass", "fail": "**fail**", "inconclusive": "**inconclusive**"}
 
 
@@ -33,8 +35,7 @@ def markdown(record: Mapping[str, Any]) -> str:
     lines = [f"# Gate: {record['verdict']}", "",
              f"Candidate {_code(record['candidate'])} against {_code(record['active'])}, policy "
              f"{_code(record['policy'])}, base {_code(record['base'])}, {record['dtype']}.", "",
-             "| suite | metric | verdict | blocks | candidate | active | change | n | unscored | power | detectable | why |",
-             "|---|---|---|---|---|---|---|---|---|---|---|---|"]
+             f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     for row in record["rows"]:
         interval = "-" if row["change"] is None else \
             f"{_number(row['change'])} [{_number(row['low'])}, {_number(row['high'])}]"
@@ -61,4 +62,4 @@ def _code(text: str | None) -> str:
 
 def _clean(text: str) -> str:
     """Without the control characters that XML cannot hold."""
-    return "".join(c for c in text if c in "\t\n" or ord(c) >= 32 and ord(c) not in (0xFFFE, 0xFFFF))
+    return "".join(c for c in text if c in "\t\n" or (ord(c) >= 32 and ord(c) not in (0xFFFE, 0xFFFF)))

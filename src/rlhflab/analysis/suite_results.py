@@ -36,7 +36,7 @@ def measured(rows: Sequence[Row], metrics: Sequence[str]) -> dict[str, dict[str,
 
 
 def paired(after: Sequence[Row], before: Sequence[Row], metric: str) -> Paired:
-    """The same prompts and samples in two evaluations. An item that one of them did not score is dropped and counted."""
+    """The same prompts and samples in two evaluations. An item that one did not score is dropped and counted."""
     earlier = {(row["prompt_id"], row["sample"]): row["values"][metric] for row in before if metric in row["values"]}
     items = [(row["prompt_id"], row["values"][metric], earlier[row["prompt_id"], row["sample"]])
              for row in after if metric in row["values"] and (row["prompt_id"], row["sample"]) in earlier]

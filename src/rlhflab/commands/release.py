@@ -10,7 +10,7 @@ from cyclopts.validators import Number
 from rlhflab.commands.shared import DEFAULT_MODEL, Count, Json, Seed, print_table, print_value, quietly
 
 BLOCKED = 2
-"""Exit code of `gate` for a candidate that does not pass; the same as for a mistake, so that either stops a pipeline."""
+"""Exit code of `gate` for a candidate that does not pass; that of a mistake too, so that either stops a pipeline."""
 Samples = Annotated[int, Parameter(validator=Number(gte=0))]
 
 

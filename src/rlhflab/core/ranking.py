@@ -63,7 +63,7 @@ def win_rate(wins: Sequence[float], length_change: Sequence[float], prompts: Seq
 
 
 def _logistic(won: Array, pull: Array, weight: Array) -> Array:
-    """theta and phi of the weighted likelihood, by Newton's method: two coefficients, convex."""
+    """Both coefficients, theta and phi, of the weighted likelihood, by Newton's method: two coefficients, convex."""
     design, beta = np.stack([np.ones_like(pull), pull], axis=1), np.zeros(2)
     for _ in range(30):
         chance = special.expit(design @ beta)
@@ -97,9 +97,9 @@ def bradley_terry(names: Sequence[str], comparisons: Sequence[tuple[int, int, fl
     places = (-drawn).argsort(1).argsort(1) + 1
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
     first, last = np.quantile(places, [0.025, 0.975], axis=0)
-    ranks = [Rank(name, Estimate(*(float(ELO * value) for value in (strengths[i], low[i], high[i])),
-                                 int(won[:, i].sum() + won[:, :, i].sum())), int(first[i]), int(np.ceil(last[i])))
-             for i, name in enumerate(names)]
+    counts = [sum(i in pair[:2] for pair in comparisons) for i in range(m)]
+    ranks = [Rank(name, Estimate(float(ELO * strengths[i]), float(ELO * low[i]), float(ELO * high[i]), counts[i]),
+                  int(first[i]), int(np.ceil(last[i]))) for i, name in enumerate(names)]
     return sorted(ranks, key=lambda rank: -rank.elo.mean)
 
 
@@ -112,4 +112,5 @@ def _strengths(won: Array) -> Array:
                 slope.sum(0) - slope.sum(1) + RIDGE * strength)
 
     found: Array = optimize.minimize(loss, np.zeros(len(won)), jac=True, method="L-BFGS-B").x
-    return found - found.mean()
+    centred: Array = found - found.mean()
+    return centred

@@ -148,7 +148,7 @@ def paired_rate_change(after: Sequence[float], before: Sequence[float], *, confi
         linear = (2 * n - ups + downs) * delta - ups - downs
         worse = ((linear**2 + 8 * n * downs * delta * (1 - delta)) ** 0.5 - linear) / (4 * n)
         variance = n * (2 * worse + delta * (1 - delta))
-        return (ups - downs - n * delta) / max(variance, 1e-300) ** 0.5
+        return float((ups - downs - n * delta) / max(variance, 1e-300) ** 0.5)
 
     mean = (ups - downs) / n
     low = optimize.brentq(lambda d: score(d) - z, -1 + 1e-12, mean) if mean > -1 else -1.0
@@ -164,7 +164,8 @@ def paired_bootstrap(after: Sequence[float], before: Sequence[float], clusters: 
     """
     _, member = np.unique(np.asarray([str(name) for name in clusters]), return_inverse=True)
     columns = (after, before, np.ones(len(after)))
-    sums = np.stack([np.bincount(member, weights=np.asarray(column, dtype=float)) for column in columns], axis=1)
+    sums = np.stack([np.bincount(member, weights=np.asarray(column, dtype=float)) for column in columns],
+                    axis=1).astype(np.float64)
     statistic = (lambda t: t[:, 0] / t[:, 1] - 1) if relative else (lambda t: (t[:, 0] - t[:, 1]) / t[:, 2])
     found = bootstrap_totals(sums, statistic, n=len(after), draws=draws, confidence=confidence)
     return found or Estimate(float("inf"), float("-inf"), float("inf"), len(after))
@@ -193,7 +194,7 @@ def detectable_change(n: int, discordance: float, *, alpha: float = 0.05, power:
     From n = z^2 (discordance - change^2) / change^2 with z^2 = 7.85 for the defaults.
     """
     z = float(stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power))
-    return (z * z * discordance / (n + z * z)) ** 0.5
+    return float((z * z * discordance / (n + z * z)) ** 0.5)
 
 
 def rate_bound(events: int, n: int, *, confidence: float = 0.95) -> float:

@@ -1,4 +1,4 @@
-"""A part of JSON Schema (2020-12): the keywords that a check of an answer's form needs. An unknown keyword is refused."""
+"""A part of JSON Schema (2020-12): the keywords that a check of an answer's form needs. Others are refused."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -69,4 +69,4 @@ def _within(value: Any, schema: Mapping[str, Any]) -> bool:
         size, low, high = float(value), "minimum", "maximum"
     else:
         return True
-    return schema.get(low, float("-inf")) <= size <= schema.get(high, float("inf"))
+    return bool(schema.get(low, float("-inf")) <= size <= schema.get(high, float("inf")))

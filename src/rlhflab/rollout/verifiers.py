@@ -85,13 +85,13 @@ def max_words(prompt: Prompt, answer: str, *, most: Annotated[int, Field(ge=1)] 
 
 
 @verifier("json_schema", source="a part of JSON Schema 2020-12, see rollout/schema.py")
-def json_schema(prompt: Prompt, answer: str, *, schema: Schema = {}) -> Score:  # noqa: B006 - pydantic copies it
-    """The answer is one JSON value that fits the schema."""
+def json_schema(prompt: Prompt, answer: str, *, shape: Schema = {}) -> Score:  # noqa: B006 - pydantic copies it
+    """The answer is one JSON value that fits `shape`, a JSON schema."""
     try:
         value = json.loads(answer, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return _passed(False, "json_schema")
-    return _passed(fits(value, schema), "json_schema")
+    return _passed(fits(value, shape), "json_schema")
 
 
 @verifier("mentions")
@@ -126,7 +126,7 @@ def ifeval(prompt: Prompt, answer: str, *, loose: bool = False, share: bool = Fa
 
 @verifier("own", needs=("facts",))
 def own(prompt: Prompt, answer: str, *, key: str = "check") -> Score:
-    """The verifier that the prompt's facts name at `key`, with its options: each row of a file has a check of its own."""
+    """The verifier that the prompt's facts name at `key`, with its options: a check of its own for each row."""
     return own_check(prompt, key)(prompt, answer)
 
 

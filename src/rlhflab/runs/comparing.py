@@ -1,6 +1,6 @@
 """`rlhflab compare`: several adapters of one base answer a suite, each two are compared, and all are ranked."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,15 +45,11 @@ def compare(targets: Sequence[Target], suite: Suite, *, metric: str | None, judg
         refuse_other_base(target, targets[0])
     lab = Lab.load(targets[0].model, device=device, progress=progress)
     answering = [Respondent(lab, target, role=f"compared-{i}") for i, target in enumerate(targets)]
-    answers = [each.rollouts(suite) for each in answering]
-    values = None if metric is None else [[row["values"].get(metric) for row in each.rows(suite)] for each in answering]
-    asked = None if judge is None else _asked(judge)
+    decided = _decider(answering, suite, metric, judge)
     pairs: dict[tuple[int, int], list[Won]] = {}
     with progress.track("comparing", len(targets) * (len(targets) - 1) // 2) as bar:
         for i, j in combinations(range(len(targets)), 2):
-            won = judged_wins(answers[i], answers[j], asked) if values is None and asked is not None else \
-                measured_wins(answers[i], answers[j], values[i], values[j], suite.better(metric or "")) if values else []
-            pairs[i, j] = won
+            pairs[i, j] = decided(i, j)
             bar.advance()
     record = finite({"suite": suite.name, "decided_by": metric or f"judge:{judge}",
                      "targets": [each.record() for each in answering],
@@ -63,10 +59,18 @@ def compare(targets: Sequence[Target], suite: Suite, *, metric: str | None, judg
     return folder.path, record
 
 
-def _asked(judge: str) -> Replies:
-    """A judge model whose replies are kept."""
-    opened = open_judge(judge, served_as=None, adapter=None, max_new_tokens=4, token_env=None)
-    return Replies(cache_folder() / "judgments" / f"{content_key(list(opened.key))[:16]}.jsonl", opened)
+def _decider(answering: Sequence[Respondent], suite: Suite, metric: str | None,
+             judge: str | None) -> Callable[[int, int], list[Won]]:
+    """What decides between two of them, by their numbers: a judge whose replies are kept, or a metric."""
+    answers = [each.rollouts(suite) for each in answering]
+    if judge is not None:
+        opened = open_judge(judge, served_as=None, adapter=None, max_new_tokens=4, token_env=None)
+        replies = Replies(cache_folder() / "judgments" / f"{content_key(list(opened.key))[:16]}.jsonl", opened)
+        return lambda i, j: judged_wins(answers[i], answers[j], replies)
+    assert metric is not None
+    better = suite.better(metric)
+    values = [[row["values"].get(metric) for row in each.rows(suite)] for each in answering]
+    return lambda i, j: measured_wins(answers[i], answers[j], values[i], values[j], better)
 
 
 def judged_wins(first: Sequence[Rollout], second: Sequence[Rollout], ask: Replies) -> list[Won]:

@@ -1,7 +1,7 @@
 """`rlhflab evaluate`: a model with or without an adapter answers suites, and its answers are checked. No verdict here.
 
-Answers are kept by what they follow from (base, adapter, dtype, device, prompt, settings, seed), so that a second suite,
-check or gate over the same prompts costs nothing.
+Answers are kept by what they follow from (base, adapter, dtype, device, prompt, settings, seed), so that a second check
+or gate over the same prompts costs nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlhflab.analysis.evaluate import nats_a_token
-from rlhflab.analysis.suite_results import Row, measured
+from rlhflab.analysis.suite_results import measured
 from rlhflab.config import Choice
 from rlhflab.core.stats import Estimate
 from rlhflab.data.formats import finite, turn_rows
@@ -61,7 +61,7 @@ def target_of(text: str, *, model: str | None = None) -> Target:
 
 
 def refuse_other_base(candidate: Target, active: Target) -> None:
-    """Two names may mean the same weights; what counts is their digest. An adapter's own record is checked as it loads."""
+    """Two names may mean the same weights; their digests count. An adapter's own record is checked as it loads."""
     if candidate.model == active.model:
         return
     digests = [weights_digest(model_folder(each.model)[0]) for each in (candidate, active)]

@@ -1,6 +1,5 @@
 """`rlhflab export`: a trained adapter for other tools, as it is or folded into the weights, and how exact that is."""
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -10,7 +9,6 @@ import torch
 
 from rlhflab.core.batch import pack
 from rlhflab.errors import ModelError, RunError
-from rlhflab.model.adapters import ADAPTER_CONFIG
 from rlhflab.model.plain import plain_logprobs, plain_model
 from rlhflab.model.shared import HEAD, SharedModel, adapter_digest, base_of
 from rlhflab.progress import Progress

@@ -57,7 +57,7 @@ def run_gate(candidate: Target, active: Target, policy: ReadPolicy, *, out: Path
 
 
 def policy_suites(policy: ReadPolicy) -> dict[str, Suite]:
-    """The suites of a policy by the name its rows give them, cut to its number of prompts; each metric and check exists."""
+    """The suites of a policy by the name its rows give them, cut to its prompts; each metric and check exists."""
     suites = {}
     for row in policy.policy.rows:
         if row.suite not in suites:

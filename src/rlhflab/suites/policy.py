@@ -21,16 +21,16 @@ class PolicyRow(Settings):
     """A name of `rlhflab list suites`, or a suite's folder, relative to the policy."""
     metric: str
     test: Literal["non_inferior", "no_new_failures", "exact"] = "non_inferior"
-    """non_inferior: the change is not worse than the margin. no_new_failures: the upper bound of the share of items that
-    pass with the active model and fail with the candidate is below the margin. exact: every value is 1."""
+    """non_inferior: the change is not worse than the margin. no_new_failures: of the share of prompts that pass with
+    the active model and fail with the candidate, the upper bound is below the margin. exact: every value is 1."""
     margin: float | None = Field(None, gt=0)
     """The largest loss that is accepted, in units of the metric. Declared before anything is trained."""
     relative: bool = False
     """The margin is a share of the active model's mean."""
     blocking: bool = True
     discordance: float | None = Field(None, ge=0)
-    """Mean square of the paired change between two seeds of one model (for rates the share of items that differ), or for
-    no_new_failures their share of new failures; relative where the margin is. Measured by benchmarks/gate_aa.py."""
+    """Mean square of the paired change between two seeds of one model (for rates the share of items that differ), or
+    for no_new_failures their share of new failures; relative where the margin is. benchmarks/gate_aa.py measures it."""
 
     @model_validator(mode="after")
     def _with_a_margin(self) -> Self:
@@ -49,7 +49,7 @@ class GatePolicy(Settings):
     """What a policy file says."""
 
     about: str = ""
-    prompts: dict[str, int] = {}
+    prompts: Mapping[str, int] = Field(default_factory=dict)
     """Prompts of a suite that are asked, at most, by its name; all where absent."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
     """Of each one-sided bound."""

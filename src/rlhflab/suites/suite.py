@@ -34,7 +34,7 @@ class Made(Settings):
     split: Split = "regression"
     n: int = Field(240, ge=1)
     seed: int = Field(0, ge=0)
-    keep: dict[str, list[Any]] = {}
+    keep: Mapping[str, list[Any]] = Field(default_factory=dict)
     """Facts a prompt must have one of the values of, such as `answerable: [true]`."""
     pressed: bool = False
     """Ask each question twice, the second time with a wrong value that the user believes in."""
@@ -59,7 +59,7 @@ class Metric(Settings):
     """A name of `rlhflab list verifiers` or `rlhflab list rewards`, with its options."""
     better: Literal["higher", "lower"] = "higher"
     of: Literal["answer", "pair"] = "answer"
-    """pair: 1 where the check passes on a question and fails on the same question pressed; none where it never passed."""
+    """pair: 1 where the check passes on a question and fails on it pressed, 0 where it passes on both, else nothing."""
     says: str = ""
 
     @field_validator("check", mode="before")
@@ -78,7 +78,7 @@ class SuiteFile(Settings):
     prompts: Annotated[str | Made, Field(union_mode="left_to_right")]
     """A JSONL file beside this one, or what a scenario is to make."""
     answers: Answers = Answers()
-    metrics: dict[str, Metric] = {}
+    metrics: Mapping[str, Metric] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
