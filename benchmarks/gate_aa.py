@@ -1,12 +1,12 @@
-"""Does the gate let good candidates pass and keep bad ones out? An A/A check, simulated, and on adapters of several seeds.
+"""Does the gate let good candidates pass and keep bad ones out? An A/A check, simulated, and on adapters of some seeds.
 
     python benchmarks/gate_aa.py [--policy gate.yaml] [--gates 200]
     python benchmarks/gate_aa.py --policy demo.yaml --adapters runs/a/roles/policy runs/b/roles/policy ... --out runs/aa
 
 The first draws paired values at the discordance that each row declares and passes them through the gate's own code: an
-equal candidate, and one that loses twice the margin in one row. No model. The second runs the gate on every ordered pair
-of adapters that differ in the seed alone; it says how many pass and what discordance was found, to declare in the policy.
-Prints JSON. Exits with 1 where fewer than 9 of 10 equal candidates pass.
+equal candidate, and one that loses twice the margin in one row. No model. The second runs the gate on every ordered
+pair of adapters that differ in the seed alone, and says how many pass and what discordance was found, which the policy
+is to declare. Prints JSON. Exits with 1 where fewer than 9 of 10 equal candidates pass.
 """
 
 import argparse
@@ -61,7 +61,8 @@ def drawn(row: PolicyRow, n: int, loss: float, better: Better, rng: np.random.Ge
 
 
 def _paired(after: Any, before: Any) -> Paired:
-    return Paired([float(each) for each in after], [float(each) for each in before], list(range(len(after))), 0, len(after))
+    return Paired([float(each) for each in after], [float(each) for each in before], list(range(len(after))), 0,
+                  len(after))
 
 
 def simulated(policy: str, gates: int, seed: int = 0) -> dict[str, Any]:
@@ -78,7 +79,8 @@ def simulated(policy: str, gates: int, seed: int = 0) -> dict[str, Any]:
 
     equal = sum(passes(None) for _ in range(gates))
     bad = sum(passes(blocking[i % len(blocking)]) for i in range(gates))
-    return {"policy": policy, "gates": gates, "equal_pass": equal / gates, "equal_interval": wilson(float(equal), float(gates)),
+    return {"policy": policy, "gates": gates,
+            "equal_pass": equal / gates, "equal_interval": wilson(float(equal), float(gates)),
             "one_bad_row_pass": bad / gates, "one_bad_row_interval": wilson(float(bad), float(gates))}
 
 

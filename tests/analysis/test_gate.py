@@ -51,13 +51,13 @@ def test_a_row_says_what_could_have_been_seen() -> None:
 def test_a_row_without_the_power_to_block_only_warns_and_says_so() -> None:
     found = judge_row(row(), changed(0, 20, 60), "higher")
     assert found.verdict == "fail" and found.declared_blocking and not found.blocking and not found.blocks
-    assert "only warns: an equally good candidate would pass with a chance of 0.64 on 60 items" in found.reason
+    assert "only warns: an equally good candidate would pass with a chance of 0.64 on 60 prompts" in found.reason
 
 
 def test_unscored_answers_of_the_candidate_do_not_turn_a_blocking_row_into_a_warning() -> None:
-    few = changed(0, 0, 100)._replace(before_scored=240, unscored=140)
+    few = changed(0, 0, 100)._replace(before_prompts=240, unscored=140)
     found = judge_row(row(), few, "higher")
-    assert found.blocks and found.verdict == "inconclusive" and "only 100 of the 240 items" in found.reason
+    assert found.blocks and found.verdict == "inconclusive" and "only 100 of the 240 prompts" in found.reason
 
 
 def test_a_relative_margin_is_a_share_of_the_active_mean() -> None:
@@ -74,7 +74,8 @@ def test_new_failures_are_counted_though_as_many_were_mended() -> None:
     assert judge_row(safety, changed(0, 0, 144), "higher").high == pytest.approx(1 - 0.05 ** (1 / 144))
     assert judge_row(safety, changed(30, 7, 144), "higher").verdict == "pass"
     found = judge_row(safety, changed(30, 9, 144), "higher")
-    assert found.verdict == "inconclusive" and found.change == 9 / 144 and "9 new failures on 144 prompts" in found.reason
+    assert found.verdict == "inconclusive" and found.change == 9 / 144
+    assert "9 new failures on 144 prompts" in found.reason
     assert judge_row(safety, changed(0, 40, 144), "higher").verdict == "fail"
 
 
@@ -102,7 +103,7 @@ def test_an_item_is_paired_by_prompt_and_sample_and_dropped_where_one_has_no_val
 
     found = paired(list(reversed(rows(1, 0, 1, None))), rows(0, 0, None, None), "m")
     assert (found.after, found.before, found.prompts) == ([0, 1], [0, 0], ["p0", "p0"])
-    assert (found.unscored, found.before_scored) == (2, 2)
+    assert (found.unscored, found.before_prompts) == (2, 1)
     both = measured(rows(1, 0, 1, None), ["m"])["m"]
     assert both["unscored"] == 1 and both["estimate"]["n"] == 3 and both["estimate"]["mean"] == pytest.approx(2 / 3)
     assert measured(rows(None), ["m"])["m"] == {"estimate": None, "unscored": 1}

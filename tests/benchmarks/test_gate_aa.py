@@ -1,4 +1,4 @@
-"""`benchmarks/gate_aa.py`: drawn pairs have the discordance and the loss that they are to have, and gates are counted."""
+"""`benchmarks/gate_aa.py`: drawn pairs have the discordance and the loss they are to have, and gates are counted."""
 
 import importlib
 import sys

@@ -72,8 +72,9 @@ def test_words_that_are_mentioned_are_whole_words(answer: str, options: dict[str
 
 @pytest.mark.parametrize(("name", "answer", "passes"), [
     ("abstains", "I don\u2019t know.", 1), ("abstains", "I know.", 0), ("abstains", "", 0),
-    ("refuses", "I'm sorry, but I can\u2019t help with that.", 1), ("refuses", "You cannot buy it, but here is how.", 0),
-    ("refuses", "I will not do this.", 1), ("refuses", "It will not hurt.", 0),
+    ("refuses", "I'm sorry, but I can\u2019t help with that.", 1),
+    ("refuses", "You cannot buy it, but here is how.", 0), ("refuses", "I will not do this.", 1),
+    ("refuses", "It will not hurt.", 0),
 ])
 def test_abstaining_and_refusing_are_read_off_phrases(name: str, answer: str, passes: float) -> None:
     assert verify(name, answer) == passes

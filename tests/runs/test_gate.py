@@ -13,7 +13,7 @@ from rlhflab.config import Lora
 from rlhflab.data.types import Message, Prompt
 from rlhflab.model.shared import RECORD, SharedModel
 from rlhflab.progress import Progress
-from rlhflab.runs.evaluating import Respondent, target_of
+from rlhflab.runs.evaluating import Checks, Respondent, target_of
 from rlhflab.runs.lab import Lab
 from rlhflab.suites import suite_named
 
@@ -70,7 +70,8 @@ def test_the_active_model_passes_against_itself(shop: Path, capsys: pytest.Captu
     assert (record["verdict"], record["blocks"], record["format"]) == ("pass", False, "rlhflab-gate-1")
     assert [row["verdict"] for row in record["rows"]] == ["pass", "pass", "pass"]
     assert record["active_digest"] is None and len(record["candidate_digest"]) == len(record["policy_digest"]) == 64
-    assert abs(record["rows"][0]["change"]) < 1e-9 and record["rows"][0]["n"] == 120, "one greedy and one drawn answer each"
+    assert abs(record["rows"][0]["change"]) < 1e-9
+    assert record["rows"][0]["n"] == 120, "one greedy and one drawn answer each"
     assert {key: value for key, value in record.items() if key != "folder"} == json.loads(
         (shop / "out" / "gate.json").read_text())
 
@@ -130,7 +131,7 @@ def test_an_evaluation_is_written_and_its_answers_are_kept(shop: Path, capsys: p
 def test_another_adapter_seed_or_length_is_another_answer(shop: Path) -> None:
     lab = Lab.load("tiny-llama", progress=Progress())
     suite = suite_named("mine").first(2)
-    calm, other = (Respondent(lab, target_of(name), role=name) for name in ("calm", "other"))
+    calm, other = (Respondent(lab, target_of(name), role=name, checks=Checks(lab.model)) for name in ("calm", "other"))
     prompt = Prompt(id="p", messages=(Message(role="user", content="Hi"),))
     keys = {calm._answer_key(suite, prompt, 1), other._answer_key(suite, prompt, 1), calm._answer_key(suite, prompt, 2),
             calm._answer_key(suite.answered(max_new_tokens=9), prompt, 1),
@@ -141,7 +142,7 @@ def test_another_adapter_seed_or_length_is_another_answer(shop: Path) -> None:
 def test_an_answer_does_not_depend_on_which_others_were_kept(shop: Path) -> None:
     lab = Lab.load("tiny-llama", progress=Progress())
     suite = suite_named("mine").first(4)
-    respondent = Respondent(lab, target_of("other"), role="a")
+    respondent = Respondent(lab, target_of("other"), role="a", checks=Checks(lab.model))
     whole = respondent.rollouts(suite)
     for key in list(respondent.kept.known)[:4]:
         del respondent.kept.known[key]
@@ -149,20 +150,23 @@ def test_an_answer_does_not_depend_on_which_others_were_kept(shop: Path) -> None
 
 
 def test_a_pair_counts_only_where_the_question_itself_was_answered(shop: Path) -> None:
-    text = SUITE.replace("  words:", "  flips: {check: {name: contains, key: value}, of: pair, better: lower}\n  words:")
+    flips = "  flips: {check: {name: contains, key: value}, of: pair, better: lower}\n"
+    text = SUITE.replace("  words:", f"{flips}  words:")
     (shop / "mine" / "suite.yaml").write_text(text.replace("samples: 1", "samples: 0"))
     rows = [{"prompt": f"Say {i}{'!' * pressed}", "id": f"{i}-{pressed}",
              "facts": {"pair": i, "pressed": bool(pressed), "value": value}}
             for i, value in enumerate(("\ufffd", "\ufffd\ufffd", "zebra")) for pressed in (0, 1)]
     (shop / "mine" / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     lab = Lab.load("tiny-llama", progress=Progress())
-    found = Respondent(lab, target_of("tiny-llama"), role="a").rows(suite_named("mine"))
+    asked = Respondent(lab, target_of("tiny-llama"), role="a", checks=Checks(lab.model))
+    found = asked.rows(suite_named("mine"))
     assert [row["prompt_id"] for row in found if "flips" in row["values"]] == ["0-1", "1-1", "2-1"]
     assert found[5]["values"]["flips"] is None and "did not pass on the question" in found[5]["reasons"]["flips"]
     assert {row["values"]["flips"] for row in found[1:4:2]} <= {0.0, 1.0, None}
 
 
-def test_three_are_ranked_by_a_metric_with_win_rates_of_each_two(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_three_are_ranked_by_a_metric_with_win_rates_of_each_two(
+        shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = printed(capsys, "compare", "other", "calm", "tiny-llama", "--suite", "mine", "--metric", "usual",
                      "--n", "12", "--out", "out")
     assert [row["name"] for row in record["ranking"]][-1] == "other" and len(record["pairs"]) == 3
@@ -176,3 +180,13 @@ def test_a_judge_that_is_never_of_one_mind_leaves_nothing_to_rank(
         shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = refused(capsys, "compare", "other", "calm", "--suite", "mine", "--judge", "tiny-llama", "--n", "3")
     assert "no comparison could be decided" in said
+
+
+def test_a_reward_role_that_checks_is_loaded_once_for_both(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = SharedModel.load("tiny-llama", dtype="float32", device="cpu")
+    moved_role(model, "reward", head="random")
+    model.save_role("reward", shop / "reward")
+    text = SUITE.replace("{check: length, better: lower}", f"{{check: {{name: role, path: {shop / 'reward'}}}}}")
+    (shop / "mine" / "suite.yaml").write_text(text)
+    record = printed(capsys, "gate", "calm", "--against", "other", "--policy", "policy.yaml", "--out", "out")
+    assert record["rows"][1]["candidate"] != record["rows"][1]["active"] and record["rows"][1]["unscored"] == 0

@@ -27,7 +27,7 @@ from rlhflab.suites import GatePolicy, PolicyRow
 Verdict = Literal["pass", "fail", "inconclusive"]
 Better = Literal["higher", "lower"]
 MOST_UNSCORED = 0.5
-"""Share of the items that the active model scored which the candidate may leave unscored."""
+"""Share of the prompts scored for the active model that the candidate may leave unscored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,14 +93,15 @@ def overall(rows: Sequence[RowVerdict]) -> Verdict:
 def judge_row(row: PolicyRow, pairs: Paired, better: Better, *, confidence: float = 0.95,
               power: float = 0.99) -> RowVerdict:
     """One row's verdict. `power`: what a row declared as blocking needs at its declared discordance to block."""
-    design = _design_power(row, pairs.before_scored, confidence)
+    design = _design_power(row, pairs.before_prompts, confidence)
     verdict = RowVerdict(suite=row.suite, metric=row.metric, test=row.test, verdict="inconclusive", reason="",
                          declared_blocking=row.blocking, blocking=row.blocking and (design is None or design >= power),
                          n=len(pairs.after), unscored=pairs.unscored, margin=row.margin, relative=row.relative,
                          declared_discordance=row.discordance, design_power=design)
-    if not pairs.after or len(pairs.after) < (1 - MOST_UNSCORED) * pairs.before_scored:
-        verdict = replace(verdict, reason=f"only {len(pairs.after)} of the {pairs.before_scored} items that the active "
-                          "model scored were scored for the candidate, too few to say anything")
+    both = len(set(pairs.prompts))
+    if not both or both < (1 - MOST_UNSCORED) * pairs.before_prompts:
+        verdict = replace(verdict, reason=f"only {both} of the {pairs.before_prompts} prompts that were scored for the "
+                          "active model were scored for the candidate too, too few to say anything")
     elif row.test == "exact":
         verdict = _exact(verdict, pairs)
     else:
@@ -109,7 +110,7 @@ def judge_row(row: PolicyRow, pairs: Paired, better: Better, *, confidence: floa
         verdict = test(verdict, row, pairs, better, confidence)
     if verdict.declared_blocking and not verdict.blocking:
         verdict = replace(verdict, reason=f"{verdict.reason}. It only warns: an equally good candidate would pass with "
-                          f"a chance of {design:.2f} on {pairs.before_scored} items, and {power:g} is needed to block")
+                          f"a chance of {design:.2f} on {pairs.before_prompts} prompts, and {power:g} is needed to block")
     return verdict
 
 
@@ -136,13 +137,12 @@ def _with_means(verdict: RowVerdict, row: PolicyRow, pairs: Paired) -> RowVerdic
     by_prompt: dict[object, float] = {}
     for prompt, change in zip(pairs.prompts, after - before, strict=True):
         by_prompt[prompt] = by_prompt.get(prompt, 0.0) + float(change)
-    found = row.test == "non_inferior" and discordance is not None
-    return replace(verdict, candidate=float(after.mean()), active=float(before.mean()), discordance=discordance,
-                   p=sign_test(list(by_prompt.values())),
-                   power=non_inferiority_power(len(by_prompt), discordance, row.margin or 0.0) if found and
-                   discordance is not None else None,
-                   detectable=detectable_change(len(by_prompt), discordance) if found and discordance is not None
-                   else None)
+    verdict = replace(verdict, candidate=float(after.mean()), active=float(before.mean()), discordance=discordance,
+                      p=sign_test(list(by_prompt.values())))
+    if discordance is None or row.margin is None or row.test != "non_inferior":
+        return verdict
+    return replace(verdict, power=non_inferiority_power(len(by_prompt), discordance, row.margin),
+                   detectable=detectable_change(len(by_prompt), discordance))
 
 
 def _non_inferior(verdict: RowVerdict, row: PolicyRow, pairs: Paired, better: Better,

@@ -18,9 +18,9 @@ class Paired(NamedTuple):
     before: list[float]
     prompts: list[Hashable]
     unscored: int
-    """Items that one of the two, or both, could not score though they are meant to be."""
-    before_scored: int
-    """Items that the evaluation `before` scored."""
+    """Items that one of the two, or both, did not score."""
+    before_prompts: int
+    """Prompts of which the evaluation `before` scored an answer."""
 
 
 def measured(rows: Sequence[Row], metrics: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -43,4 +43,4 @@ def paired(after: Sequence[Row], before: Sequence[Row], metric: str) -> Paired:
     scored = [(prompt, new, old) for prompt, new, old in items if new is not None and old is not None]
     return Paired(after=[new for _, new, _ in scored], before=[old for _, _, old in scored],
                   prompts=[prompt for prompt, _, _ in scored], unscored=len(items) - len(scored),
-                  before_scored=sum(old is not None for _, _, old in items))
+                  before_prompts=len({prompt for prompt, _, old in items if old is not None}))

@@ -12,7 +12,7 @@ from rlhflab.errors import ConfigError, RunError
 from rlhflab.model.load import cache_folder
 from rlhflab.progress import Progress
 from rlhflab.rollout.judges import CRITERIA, Duel, Verdict, decide
-from rlhflab.runs.evaluating import Respondent, Target, check_checks, refuse_other_base
+from rlhflab.runs.evaluating import Checks, Respondent, Target, check_checks, refuse_other_base
 from rlhflab.runs.folder import RunFolder
 from rlhflab.runs.judging import Replies, open_judge
 from rlhflab.runs.kept import content_key
@@ -44,7 +44,8 @@ def compare(targets: Sequence[Target], suite: Suite, *, metric: str | None, judg
     for target in targets[1:]:
         refuse_other_base(target, targets[0])
     lab = Lab.load(targets[0].model, device=device, progress=progress)
-    answering = [Respondent(lab, target, role=f"compared-{i}") for i, target in enumerate(targets)]
+    checks = Checks(lab.model)
+    answering = [Respondent(lab, target, role=f"compared-{i}", checks=checks) for i, target in enumerate(targets)]
     decided = _decider(answering, suite, metric, judge)
     pairs: dict[tuple[int, int], list[Won]] = {}
     with progress.track("comparing", len(targets) * (len(targets) - 1) // 2) as bar:

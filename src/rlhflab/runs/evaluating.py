@@ -17,12 +17,13 @@ from rlhflab.data.types import Prompt, Rollout, Score
 from rlhflab.errors import ConfigError, DataError, ModelError
 from rlhflab.model.adapters import ADAPTER_CONFIG
 from rlhflab.model.load import cache_folder, model_folder, weights_digest
-from rlhflab.model.shared import ADAPTER, adapter_digest, base_of
+from rlhflab.model.shared import ADAPTER, SharedModel, adapter_digest, base_of
 from rlhflab.progress import Progress
 from rlhflab.rollout.constraints import check_source
 from rlhflab.rollout.ifeval import registry_of_lm_eval
 from rlhflab.rollout.rewards import reward_source
 from rlhflab.rollout.sampling import answer_seed, sample
+from rlhflab.rollout.scoring import Reward
 from rlhflab.rollout.verifiers import own_check, verifier
 from rlhflab.runs.folder import RunFolder, environment
 from rlhflab.runs.kept import Kept, content_key
@@ -70,11 +71,28 @@ def refuse_other_base(candidate: Target, active: Target) -> None:
                          f"{active.model} ({digests[1][:12]}); only models of one base are compared")
 
 
+class Checks:
+    """Owns the checks of one loaded model: each is made once, since one may load a reward role or a judge."""
+
+    def __init__(self, model: SharedModel) -> None:
+        self._model = model
+        self._made: dict[str, Reward] = {}
+
+    def __call__(self, check: Choice) -> Reward:
+        """What does the check, a verifier or a reward source."""
+        key = check.model_dump_json()
+        if key not in self._made:
+            source = check_source(check)
+            bound = reward_source.bind(source.name, source.options, where=f"check {check.name}")
+            self._made[key] = bound(self._model, MICRO_TOKENS)
+        return self._made[key]
+
+
 class Respondent:
     """One base in one role, and the file of the answers it has given."""
 
-    def __init__(self, lab: Lab, target: Target, *, role: str) -> None:
-        self.lab, self.target = lab, target
+    def __init__(self, lab: Lab, target: Target, *, role: str, checks: Checks) -> None:
+        self.lab, self.target, self.checks = lab, target, checks
         self.role = role if target.adapter else None
         self.adapter_digest: str | None = None
         shape = None
@@ -104,7 +122,8 @@ class Respondent:
                     for prompt, value in zip(suite.prompts, values, strict=True)]
         self._refuse_overlong(suite)
         if suite.kind == "rerun":
-            first, again = (self._written(suite, range(len(suite.prompts))) for _ in range(2))
+            alone = suite.answered(greedy=True, samples=0)
+            first, again = (self._written(alone, range(len(suite.prompts))) for _ in range(2))
             return [_row(suite, one.prompt, 0, {"same": float(one.token_ids == other.token_ids)}, one)
                     for one, other in zip(first, again, strict=True)]
         rollouts = self.rollouts(suite)
@@ -112,7 +131,7 @@ class Respondent:
         rows = [_row(suite, rollout.prompt, number, {}, rollout)
                 for rollout, number in zip(rollouts, numbers, strict=True)]
         for name, metric in suite.metrics.items():
-            _put(rows, rollouts, name, metric, self._scores(rollouts, metric))
+            _put(rows, rollouts, name, metric, self.checks(metric.check)(rollouts))
         return rows
 
     def rollouts(self, suite: Suite) -> list[Rollout]:
@@ -145,10 +164,6 @@ class Respondent:
         how = suite.answers
         return content_key(self._key, turn_rows(prompt.messages), how.max_new_tokens,
                            None if seed is None else how.temperature, seed)
-
-    def _scores(self, rollouts: Sequence[Rollout], metric: Metric) -> list[Score]:
-        check = check_source(metric.check)
-        return reward_source.bind(check.name, check.options, where="check")(self.lab.model, MICRO_TOKENS)(rollouts)
 
     def _refuse_overlong(self, suite: Suite) -> None:
         for prompt in suite.prompts:
@@ -184,21 +199,21 @@ def evaluate(target: Target, suites: Sequence[Suite], *, out: Path | None, devic
     for suite in suites:
         check_checks(suite)
     lab = Lab.load(target.model, dtype=dtype, device=device, progress=progress)
-    respondent = Respondent(lab, target, role="evaluated")
+    respondent = Respondent(lab, target, role="evaluated", checks=Checks(lab.model))
     folder = RunFolder.named("evaluate") if out is None else RunFolder.create(out)
     results: dict[str, Any] = {}
     for suite in suites:
         rows = respondent.rows(suite)
         for row in rows:
             folder.append("answers.jsonl", finite(row))
-        results[suite.name] = in_words(measured(rows, suite.metric_names), suite, progress)
+        results[suite.name] = _told(measured(rows, suite.metric_names), suite, progress)
     folder.write_json("results.json", finite({**respondent.record(), "suites": results, "answers_written":
                                               respondent.written, "environment": environment()}))
     return folder.path
 
 
-def in_words(found: dict[str, dict[str, Any]], suite: Suite, progress: Progress) -> dict[str, dict[str, Any]]:
-    """What was measured with the direction of each metric; said as a line each on the way."""
+def _told(found: dict[str, dict[str, Any]], suite: Suite, progress: Progress) -> dict[str, dict[str, Any]]:
+    """What was measured, with the direction of each metric, after saying it."""
     for metric, values in found.items():
         shown = Estimate(**values["estimate"]) if values["estimate"] else "-"
         progress.say(f"{suite.name} {metric}: {shown}, {values['unscored']} unscored")

@@ -14,7 +14,7 @@ from rlhflab.analysis.gate_files import junit, markdown
 from rlhflab.analysis.suite_results import paired
 from rlhflab.data.formats import finite
 from rlhflab.progress import Progress
-from rlhflab.runs.evaluating import Respondent, Target, check_checks, refuse_other_base
+from rlhflab.runs.evaluating import Checks, Respondent, Target, check_checks, refuse_other_base
 from rlhflab.runs.folder import RunFolder
 from rlhflab.runs.lab import Lab
 from rlhflab.suites import Suite, suite_named
@@ -33,7 +33,9 @@ def run_gate(candidate: Target, active: Target, policy: ReadPolicy, *, out: Path
     suites = policy_suites(policy)
     refuse_other_base(candidate, active)
     lab = Lab.load(active.model, dtype=dtype, device=device, progress=progress)
-    two = {"active": Respondent(lab, active, role="active"), "candidate": Respondent(lab, candidate, role="candidate")}
+    checks = Checks(lab.model)
+    two = {who: Respondent(lab, target, role=who, checks=checks)
+           for who, target in (("active", active), ("candidate", candidate))}
     folder = RunFolder.named("gate") if out is None else RunFolder.create(out)
     alone = {name for name in suites if {row.test for row in policy.policy.rows if row.suite == name} == {"exact"}}
     rows = {(who, name): [] if who == "active" and name in alone else _answered(respondent, suite, who, folder)

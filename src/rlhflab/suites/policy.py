@@ -10,8 +10,7 @@ from pydantic import Field, model_validator
 
 from rlhflab.config import Settings, checked, read_yaml
 from rlhflab.errors import ConfigError
-
-SHIPPED = Path(__file__).parent / "shipped"
+from rlhflab.suites.suite import SHIPPED
 
 
 class PolicyRow(Settings):
