@@ -110,7 +110,7 @@ def judge_row(row: PolicyRow, pairs: Paired, better: Better, *, confidence: floa
         verdict = test(verdict, row, pairs, better, confidence)
     if verdict.declared_blocking and not verdict.blocking:
         verdict = replace(verdict, reason=f"{verdict.reason}. It only warns: an equally good candidate would pass with "
-                          f"a chance of {design:.2f} on {pairs.before_prompts} prompts, and {power:g} is needed to block")
+                          f"a chance of {design:.2f} on {pairs.before_prompts} prompts; blocking needs {power:g}")
     return verdict
 
 
