@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 
 from rlhflab.cli import main
+from rlhflab.data.formats import finite
 from rlhflab.errors import ModelError
 
 MOST_MODULES = 600
@@ -153,13 +154,21 @@ def test_list_shows_the_keys_of_a_run_file_with_type_default_and_meaning(capsys)
     assert rows["dtype"]["type"] == "auto | bfloat16 | float32" and rows["dtype"]["summary"].startswith("Of the frozen")
 
 
-def test_rates_are_shown_with_interval_and_count_and_an_endless_bound_is_null_in_json(capsys, stand_in):
+def test_rates_are_shown_with_interval_and_count_and_an_endless_bound_is_null_in_json(capsys, stand_in, tmp_path):
     sure, unsure = ({"mean": 0.25, "low": low, "high": 1.0, "n": 2} for low in (0.125, float("-inf")))
-    stand_in("rlhflab.runs.inspecting", evaluate_policy=lambda **_: {"a": {"x": sure, "y": unsure}, "b": None})
-    assert main(["evaluate"]) == 0
-    assert capsys.readouterr().out == "a.x: 0.250 [0.125, 1.000] n=2\na.y: 0.250 [-inf, 1.000] n=2\nb: -\n"
-    assert main(["evaluate", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["a"]["y"]["low"] is None
+    results = {"suites": {"a": {"x": {"estimate": sure}, "y": {"estimate": unsure}, "z": {"estimate": None}}}}
+
+    def evaluate(target, suites, *, out, progress):
+        out.mkdir(exist_ok=True)
+        (out / "results.json").write_text(json.dumps(finite(results)))
+        return out
+
+    stand_in("rlhflab.runs.evaluating", evaluate=evaluate, target_of=str)
+    out = tmp_path / "out"
+    assert main(["evaluate", "m", "brevity", "--out", str(out)]) == 0
+    assert capsys.readouterr().out.startswith("a.x: 0.250 [0.125, 1.000] n=2\na.y: 0.250 [-inf, 1.000] n=2\na.z: -\n")
+    assert main(["evaluate", "m", "brevity", "--out", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["suites"]["a"]["y"]["estimate"]["low"] is None
 
 
 def test_list_shows_every_name_that_it_takes(capsys):

@@ -10,7 +10,8 @@ ORDER = ["core", "model", "rollout", "train", "analysis", "runs", "app", "comman
 LIGHT = {"errors": set(), "progress": set(), "catalog": {"errors"}, "presets": {"catalog", "errors"},
          "config": {"errors", "presets"}, "data": {"catalog", "errors"},
          "scenarios": {"data", "catalog", "errors"}, "registry": {"data", "config", "errors"},
-         "listing": {"catalog", "config", "errors", "presets", "scenarios"}}
+         "suites": {"data", "config", "errors", "scenarios"},
+         "listing": {"catalog", "config", "errors", "presets", "scenarios", "suites"}}
 HEAVY = {"torch", "transformers", "peft"}
 TREES = {path.relative_to(ROOT): ast.parse(path.read_text()) for path in sorted(ROOT.rglob("*.py"))}
 

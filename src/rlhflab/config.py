@@ -6,7 +6,7 @@ settings are saved with the run.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -19,6 +19,9 @@ class Settings(BaseModel):
     """A section of a run file: every key is known, every value is fixed once read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+S = TypeVar("S", bound=Settings)
 
 
 class Choice(BaseModel):
@@ -402,21 +405,27 @@ KINDS: Mapping[str, type[Run]] = {run.kind: run for run in (
     SftRun, RewardRun, DpoRun, PpoRun, BestOfNRun, OnlineDpoRun)}
 
 
-def read_run(kind: str | None, path: Path, overrides: Sequence[str] = ()) -> Run:
-    """The run that `path` describes, changed by `overrides` (`--a.b value` or `--a.b=value` tokens).
-
-    `kind` None takes the kind that the file names. Raises ConfigError naming the file and the key.
-    """
+def read_yaml(path: Path, *, what: str) -> dict[str, Any]:
+    """The keys and values of a YAML file, which is a `what` to its reader. ConfigError names the file."""
     try:
         content = yaml.safe_load(path.read_text())
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such run file") from error
+        raise ConfigError(f"{path}: no such {what}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: a run file holds keys and values, found {type(content).__name__}")
+        raise ConfigError(f"{path}: a {what} holds keys and values, found {type(content).__name__}")
+    return content
+
+
+def read_run(kind: str | None, path: Path, overrides: Sequence[str] = ()) -> Run:
+    """The run that `path` describes, changed by `overrides` (`--a.b value` or `--a.b=value` tokens).
+
+    `kind` None takes the kind that the file names. Raises ConfigError naming the file and the key.
+    """
+    content = read_yaml(path, what="run file")
     declared = content.pop("kind", kind)
     if kind is None and declared not in KINDS:
         raise ConfigError(f"{path}: kind: is {declared!r}, not one of {', '.join(KINDS)}")
@@ -427,15 +436,20 @@ def read_run(kind: str | None, path: Path, overrides: Sequence[str] = ()) -> Run
     return make_run(declared, content, where=str(path))
 
 
+def checked(section: type[S], content: Mapping[str, Any], *, where: str, what: str) -> S:
+    """`content` as a `section`, to its reader a `what`; ConfigError names `where`, the key and what is known."""
+    try:
+        return section.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_in_words(where, problem, section, what) for problem in error.errors())) from error
+
+
 def make_run(kind: str, content: Mapping[str, Any], *, where: str = "run") -> Run:
     """Validated settings of a run of `kind`, over those of its preset; ConfigError names `where` and the key."""
     below = _under(KINDS[kind])
     if (name := content.get("preset")) is not None:
         below = _laid_over(below, preset_values(str(name), kind=kind, where=where))
-    try:
-        return KINDS[kind].model_validate(_laid_over(below, content))
-    except ValidationError as error:
-        raise ConfigError("; ".join(_in_words(where, problem, KINDS[kind]) for problem in error.errors())) from error
+    return checked(KINDS[kind], _laid_over(below, content), where=where, what=f"{kind} run")
 
 
 def _under(run: type[Run]) -> dict[str, Any]:
@@ -490,8 +504,8 @@ def _set_dotted(content: dict[str, Any], key: str, value: Any) -> None:
     content[last] = value
 
 
-def _in_words(where: str, problem: Any, run: type[Run]) -> str:
+def _in_words(where: str, problem: Any, section: type[Settings], what: str) -> str:
     key = ".".join(str(part) for part in problem["loc"]) or "(whole file)"
     if problem["type"] == "extra_forbidden":
-        return f"{where}: {key}: unknown key; a {run.kind} run knows {', '.join(sorted(run.model_fields))}"
+        return f"{where}: {key}: unknown key; a {what} knows {', '.join(sorted(section.model_fields))}"
     return f"{where}: {key}: {problem['msg'][:1].lower()}{problem['msg'][1:]}, found {problem['input']!r}"

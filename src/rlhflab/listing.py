@@ -12,8 +12,9 @@ from rlhflab.config import KINDS, Choice, Settings
 from rlhflab.errors import ConfigError
 from rlhflab.presets import described, dotted, preset
 from rlhflab.scenarios import names, scenario
+from rlhflab.suites import shipped
 
-CATALOGUES: Mapping[str, str | None] = {
+CATALOGUES: Mapping[str, str] = {
     "losses": "rlhflab.core.preference:preference_loss",
     "advantages": "rlhflab.core.returns:advantage_estimator",
     "policy_losses": "rlhflab.core.losses:policy_loss",
@@ -25,10 +26,9 @@ CATALOGUES: Mapping[str, str | None] = {
     "verifiers": "rlhflab.rollout.verifiers:verifier",
     "shapings": "rlhflab.rollout.shaping:reward_shaping",
     "engines": "rlhflab.rollout.engines:engine",
-    "suites": None,
     "presets": "rlhflab.presets:preset",
 }
-"""Where each catalogue is, imported when it is asked for; None for a kind that has no entries yet."""
+"""Where each catalogue is, imported when it is asked for."""
 
 BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
@@ -36,9 +36,9 @@ BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 def overview() -> list[dict[str, Any]]:
     """Every name that `listing` takes."""
     kinds = [{"name": kind, "summary": _one_line(run.__doc__)} for kind, run in KINDS.items()]
-    catalogues = [{"name": name, "summary": f"The catalogue of {name}." if where else f"No {name} yet."}
-                  for name, where in CATALOGUES.items()]
-    return [*kinds, *catalogues, {"name": "scenarios", "summary": "Tasks that make and check their own data."}]
+    catalogues = [{"name": name, "summary": f"The catalogue of {name}."} for name in CATALOGUES]
+    return [*kinds, *catalogues, {"name": "suites", "summary": "Prompts and checks that answers are measured by."},
+            {"name": "scenarios", "summary": "Tasks that make and check their own data."}]
 
 
 def listing(name: str) -> list[dict[str, Any]]:
@@ -47,14 +47,15 @@ def listing(name: str) -> list[dict[str, Any]]:
         return list(_keys(KINDS[name](), ""))
     if name == "scenarios":
         return [{"name": each, "measures": [measure.name for measure in scenario(each).measures]} for each in names()]
+    if name == "suites":
+        return shipped()
     if name not in CATALOGUES:
         known = ", ".join(row["name"] for row in overview())
         raise ConfigError(f"nothing to list is called {name!r}; there are {known}")
-    where = CATALOGUES[name]
-    rows = [] if where is None else [
+    rows = [
         {"name": entry.name, "options": {key: _option(field) for key, field in entry.fields.items()},
          "needs": list(entry.needs), "admits": list(entry.admits), "source": entry.source, "summary": entry.summary}
-        for entry in catalog_at(where).entries()]
+        for entry in catalog_at(CATALOGUES[name]).entries()]
     return [ROWS[name](row) for row in rows] if name in ROWS else rows
 
 

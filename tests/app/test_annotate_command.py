@@ -143,7 +143,7 @@ def test_answers_that_are_being_written_arrive_and_a_failure_is_told(tmp_path):
 def test_two_adapters_answer_the_same_prompts(tmp_path, llama):
     from conftest import moved_role
     from rlhflab.progress import Progress
-    from rlhflab.runs.comparing import written_pairs
+    from rlhflab.runs.to_judge import written_pairs
 
     moved_role(llama, "policy")
     llama.save_role("policy", tmp_path / "policy")

@@ -11,11 +11,18 @@ from scipy import stats
 from rlhflab.core.stats import (
     best_of_n,
     bootstrap_totals,
+    bound_power,
+    detectable_change,
     difference,
     holm,
+    items_needed,
     jackknife,
     mean_interval,
+    non_inferiority_power,
+    paired_bootstrap,
     paired_change,
+    paired_rate_change,
+    rate_bound,
     sign_test,
     theil_sen,
     wilson,
@@ -158,3 +165,56 @@ def test_the_bootstrap_of_totals_says_nothing_where_it_cannot() -> None:
     assert one is not None and one[:3] == (0.5, -math.inf, math.inf), "one cluster has no spread"
     assert bootstrap_totals(np.zeros((0, 2)), ratio, n=0) is None
     assert bootstrap_totals(np.zeros((3, 2)), ratio, n=3) is None, "0 / 0"
+
+
+def test_of_equal_pairs_tangos_interval_is_that_of_no_success_in_n() -> None:
+    # No pair differs: z^2 / (n + z^2) with z = 1.6449 and n = 20 is .1192.
+    found = paired_rate_change([1.0] * 12 + [0.0] * 8, [1.0] * 12 + [0.0] * 8, confidence=0.9)
+    assert found.mean == 0 and found.n == 20
+    assert (found.low, found.high) == pytest.approx((-0.11916, 0.11916), abs=1e-5)
+
+
+def test_tangos_interval_holds_no_change_just_where_mcnemar_says_so() -> None:
+    # 15 up and 5 down of 40: z = 10 / sqrt(20) = 2.236, above 1.96 and below 2.576.
+    after, before = [1.0] * 15 + [0.0] * 5 + [1.0] * 20, [0.0] * 15 + [1.0] * 5 + [1.0] * 20
+    assert paired_rate_change(after, before, confidence=0.95).low > 0
+    assert paired_rate_change(after, before, confidence=0.99).low < 0
+    mirrored = paired_rate_change(before, after)
+    assert mirrored.high == pytest.approx(-paired_rate_change(after, before).low)
+
+
+def test_a_change_of_everything_ends_at_the_end_of_the_scale() -> None:
+    found = paired_rate_change([1.0] * 10, [0.0] * 10)
+    assert found.mean == found.high == 1 and 0.4 < found.low < 1
+
+
+def test_a_relative_change_is_that_of_the_means_and_draws_whole_prompts() -> None:
+    found = paired_bootstrap([11.0, 22.0, 33.0], [10.0, 20.0, 30.0], "abc", relative=True)
+    assert found[:3] == pytest.approx((0.1, 0.1, 0.1))
+    alone = paired_bootstrap([2.0, 2.0, 5.0], [1.0, 1.0, 1.0], "aaa")
+    assert alone.mean == 2 and alone.low == float("-inf"), "one prompt says nothing about spread"
+    assert paired_bootstrap([1.0], [0.0], "a", relative=True).mean == float("inf")
+
+
+def test_power_and_size_of_a_gate_row_are_each_others_inverse() -> None:
+    # (1.645 + 2.326)^2 x .15 / .10^2 = 236.6
+    assert items_needed(0.15, 0.10) == 237
+    assert non_inferiority_power(237, 0.15, 0.10) == pytest.approx(0.99, abs=5e-4)
+    assert non_inferiority_power(60, 0.15, 0.10) == pytest.approx(0.6388, abs=1e-3), "Phi(2 - 1.645)"
+    assert non_inferiority_power(5, 0.0, 0.1) == 1
+
+
+def test_the_detectable_change_is_the_one_that_its_number_of_items_is_for() -> None:
+    # 7.85 (.2 - .01) / .01 = 149
+    assert detectable_change(149, 0.2) == pytest.approx(0.1, abs=1e-3)
+
+
+def test_the_exact_bound_of_no_event_is_the_rule_of_three() -> None:
+    assert rate_bound(0, 40) == pytest.approx(1 - 0.05 ** (1 / 40)) and rate_bound(0, 40) < 3 / 40
+    assert rate_bound(40, 40) == 1
+
+
+def test_the_power_of_a_bound_is_the_chance_of_few_enough_events() -> None:
+    # Of 40 items 0 events give .072, 1 event .113: below .10 only 0 events pass, whose chance at .02 is .98^40.
+    assert bound_power(40, 0.02, 0.10) == pytest.approx(0.98**40)
+    assert bound_power(10, 0.0, 0.10) == 0, "even no event in 10 is no proof"

@@ -59,3 +59,32 @@ def test_json(answer: str, keys: list[str], passes: float) -> None:
 @pytest.mark.parametrize(("answer", "passes"), [("one two", 1), ("one two three", 0), ("", 0), ("  \n", 0)])
 def test_words(answer: str, passes: float) -> None:
     assert verify("max_words", answer, most=2) == passes
+
+
+@pytest.mark.parametrize(("answer", "options", "passes"), [
+    ("It rained all day.", {"any_of": ["snow", "rain"]}, 0), ("Rain, then snow.", {"any_of": ["snow", "rain"]}, 1),
+    ("red and blue", {"all_of": ["red", "green"]}, 0), ("Red and GREEN!", {"all_of": ["red", "green"]}, 1),
+    ("Shut up, please.", {"none_of": ["shut up"]}, 0), ("The shutters are up.", {"none_of": ["shut up"]}, 1),
+])
+def test_words_that_are_mentioned_are_whole_words(answer: str, options: dict[str, object], passes: float) -> None:
+    assert verify("mentions", answer, **options) == passes
+
+
+@pytest.mark.parametrize(("name", "answer", "passes"), [
+    ("abstains", "I don\u2019t know.", 1), ("abstains", "I know.", 0), ("abstains", "", 0),
+    ("refuses", "I'm sorry, but I can\u2019t help with that.", 1),
+    ("refuses", "You cannot buy it, but here is how.", 0), ("refuses", "I will not do this.", 1),
+    ("refuses", "It will not hurt.", 0),
+])
+def test_abstaining_and_refusing_are_read_off_phrases(name: str, answer: str, passes: float) -> None:
+    assert verify(name, answer) == passes
+    assert verify(name, "Ask me later.", also=["ask me later"]) == 1
+
+
+def test_a_row_may_name_a_check_of_its_own() -> None:
+    facts: dict[str, object] = {"check": {"name": "max_words", "most": 1}}
+    assert verify("own", "two words", facts=facts) == 0 and verify("own", "one", facts=facts) == 1
+    with pytest.raises(ConfigError, match=r"row p7: facts.check: no verifier is called 'length'; there are abstains"):
+        verify("own", "one", facts={"check": {"name": "length"}})
+    with pytest.raises(ConfigError, match="must be an object with the name of a verifier"):
+        verify("own", "one", facts={"check": {"name": "own"}})

@@ -9,7 +9,9 @@ import pytest
 from rlhflab.errors import RunError
 from rlhflab.progress import Progress
 from rlhflab.runs.demo import run_demo
-from rlhflab.runs.inspecting import evaluate_policy, sample_answers
+from rlhflab.runs.evaluating import evaluate, target_of
+from rlhflab.runs.inspecting import sample_answers
+from rlhflab.suites import suite_named
 from rlhflab.train.checkpoint import Checkpoints
 
 STAGES = ["load", "evaluate base", "sft", "evaluate sft", "preferences", "reward", "dpo", "evaluate dpo", "ppo",
@@ -112,11 +114,12 @@ def test_resuming_what_is_no_demo_is_one_sentence(tmp_path: Path) -> None:
         quick(None, resume=tmp_path)
 
 
-def test_a_trained_policy_can_be_sampled_and_evaluated(demo: Path) -> None:
+def test_a_trained_policy_can_be_sampled_and_evaluated(demo: Path, tmp_path: Path) -> None:
     adapter = demo / "ppo" / "roles" / "policy"
     rows = sample_answers(model="tiny-llama", adapter=adapter, prompts="helpdesk", n=2, samples=2, temperature=1.0,
                           max_new_tokens=4, seed=0)
     assert len(rows) == 4 and {row["finish"] for row in rows} <= {"stop", "length"}
-    result = evaluate_policy(model="tiny-llama", adapter=adapter, scenario="release_notes", split="evaluation", n=3,
-                             samples=1, seed=0)
-    assert result["sampled"]["gold"]["n"] == 3
+    suite = suite_named("release_notes").first(3)
+    folder = evaluate(target_of(f"tiny-llama+{adapter}"), [suite], out=tmp_path / "out", progress=Progress())
+    results = json.loads((folder / "results.json").read_text())["suites"]["release_notes"]
+    assert results["gold"]["estimate"]["n"] == 6 and results["right"]["unscored"] > 0, "one greedy and one drawn answer"

@@ -1,9 +1,8 @@
 """Answers to a scenario's prompts, judged by its gold check, as rows and as rates with intervals."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-import torch
 
 from rlhflab.core.batch import TokenAnswer, Tree
 from rlhflab.core.stats import Estimate, mean_interval, paired_change
@@ -72,7 +71,15 @@ def change(rows: Sequence[Row], before: Sequence[Row], *, mode: str = "sampled",
 
 def perplexity(model: SharedModel, *, role: str | None, text: str = FIXED_TEXT) -> float:
     """Exp of the mean negative log-prob of `text`'s tokens after the first."""
-    ids: list[int] = model.tokenizer(text, add_special_tokens=False).input_ids
-    tree = Tree(prompt=tuple(ids[:1]), answers=(TokenAnswer(ids=tuple(ids[1:])),))
-    logprob = tree_logprobs(model, [tree], role=role, micro_tokens=len(ids))[0]
-    return float(torch.exp(-logprob.mean()))
+    nats = nats_a_token(model, [text], role=role)[0]
+    assert nats is not None
+    return math.exp(nats)
+
+
+def nats_a_token(model: SharedModel, texts: Sequence[str], *, role: str | None) -> list[float | None]:
+    """Mean negative log-prob of each text's tokens after the first, without a chat format; None of a single token."""
+    ids: list[list[int]] = [model.tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+    trees = [Tree(prompt=tuple(each[:1]), answers=(TokenAnswer(ids=tuple(each[1:])),)) for each in ids if len(each) > 1]
+    longest = max(map(len, ids), default=1)
+    read = iter(tree_logprobs(model, trees, role=role, micro_tokens=max(longest, 512)))
+    return [float(-next(read).mean()) if len(each) > 1 else None for each in ids]

@@ -235,7 +235,7 @@ def _take(store: "Store", files: Sequence[Path], *, n: int, seed: int) -> list[d
     added = []
     for path in files:
         if path.is_dir():
-            from rlhflab.runs.comparing import items_of_run
+            from rlhflab.runs.to_judge import items_of_run
 
             drawn = items_of_run(path, n=n, seed=seed)
             items, judgments = store.add(drawn), None
@@ -252,7 +252,7 @@ def _writing(adapter: Sequence[str], **choices: Any) -> "Callable[[], Iterator[S
     """What writes answers of two adapters, once it is called in a thread."""
     def write() -> Iterator[Sequence["Item"]]:
         from rlhflab.progress import Progress
-        from rlhflab.runs.comparing import written_pairs
+        from rlhflab.runs.to_judge import written_pairs
 
         return written_pairs((adapter[0], adapter[1]), progress=Progress(), **choices)
 

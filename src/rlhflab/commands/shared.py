@@ -58,7 +58,9 @@ def _lines(record: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 def _in_words(value: Any) -> str:
     if isinstance(value, Mapping):
-        return "{mean:.3f} [{low:.3f}, {high:.3f}] n={n}".format(**value)
+        ends = {"low": float("-inf"), "high": float("inf")}  # which JSON writes as null
+        known = {key: each for key, each in value.items() if each is not None}
+        return "{mean:.3f} [{low:.3f}, {high:.3f}] n={n}".format(**(ends | known))
     return "-" if value is None else format(value, ".4g") if isinstance(value, float) else str(value)
 
 

@@ -1,4 +1,4 @@
-"""Commands that train and sample: demo, train, sample, evaluate, export, average-roles."""
+"""Commands that train and sample: demo, train, sample, export, average-roles."""
 
 import tempfile
 from pathlib import Path
@@ -105,27 +105,6 @@ def sample_command(*, model: str = DEFAULT_MODEL, adapter: Path | None = None, p
             model=model, adapter=adapter, prompts=source, n=n, samples=samples, temperature=temperature,
             max_new_tokens=max_new_tokens, seed=seed))
     print_value(answers, as_json)
-
-
-def evaluate_command(*, model: str = DEFAULT_MODEL, adapter: Path | None = None, scenario: str = "helpdesk",
-                     split: Literal["train", "rl", "evaluation", "regression"] = "evaluation", n: Count = 64,
-                     samples: Count = 1, seed: Seed = 0, as_json: Json = False) -> None:
-    """Measure a policy on a scenario's prompts by the scenario's own check of every answer.
-
-    Args:
-        model: A name of `rlhflab models`, a hub id, or a local transformers folder.
-        adapter: An adapter folder; the base is measured where absent.
-        scenario: The scenario whose prompts and check are used.
-        split: Which of its prompts; those of two splits share nothing.
-        n: How many prompts.
-        samples: Answers a prompt.
-        seed: Of prompts and sampling.
-        as_json: Print the measures as JSON.
-    """
-    from rlhflab.runs.inspecting import evaluate_policy
-
-    print_value(quietly(lambda: evaluate_policy(model=model, adapter=adapter, scenario=scenario, split=split, n=n,
-                                            samples=samples, seed=seed)), as_json)
 
 
 def export_command(adapter: Path, /, *, out: Path, merge: bool = False, model: str | None = None,

@@ -3,6 +3,7 @@
 Knows PEFT and transformers; knows no loss and no loop. Axes: b rows, t columns, s scored tokens, n answers, d width.
 """
 
+import hashlib
 import json
 import shutil
 import warnings
@@ -417,6 +418,25 @@ def read_record(folder: Path) -> RoleRecord | None:
         return RoleRecord(**{key: _as_tuple(value) for key, value in json.loads(path.read_text()).items()})
     except (TypeError, ValueError) as error:
         raise ModelError(f"{path}: is not a role record: {error}") from error
+
+
+def base_of(adapter: Path) -> str:
+    """Name of the base an adapter says it was trained on."""
+    for name, key in ((RECORD, "base"), (ADAPTER_CONFIG, "base_model_name_or_path")):
+        path = adapter / name
+        try:
+            found = json.loads(path.read_text()).get(key) if path.is_file() else None
+        except ValueError as error:
+            raise ModelError(f"{path}: is not JSON: {error}") from error
+        if found:
+            return str(found)
+    raise ModelError(f"{adapter}: does not say which base it was trained on; name it with --model")
+
+
+def adapter_digest(folder: Path) -> str:
+    """sha256 of an adapter's weights."""
+    with (folder / ADAPTER).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _as_tuple(value: Any) -> Any:

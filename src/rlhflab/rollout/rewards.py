@@ -70,11 +70,30 @@ def verifier_reward(policy: SharedModel, micro_tokens: int, *, check: Choice = C
 
 
 @reward_source("gold", needs=("a scenario's facts",))
-def gold_reward(policy: SharedModel, micro_tokens: int, *, scenario_name: str = "helpdesk") -> Reward:
-    """The scenario's own gold check, in [0, 1]: an oracle that real tasks do not have."""
+def gold_reward(policy: SharedModel, micro_tokens: int, *, scenario_name: str = "helpdesk",
+                measure: str = "gold") -> Reward:
+    """The scenario's own gold check, in [0, 1]: an oracle that real tasks do not have. `measure`: one part of it."""
     task = scenario(scenario_name)
-    return lambda rollouts: [Score(value=task.judge(r.prompt, r.text, stopped=r.stopped).gold,
-                                   by=f"gold:{scenario_name}") for r in rollouts]
+    if measure not in (known := [each.name for each in task.measures]):
+        raise ConfigError(f"gold: scenario {scenario_name} has no measure {measure!r}; it has {', '.join(known)}")
+
+    def score(rollout: Rollout) -> Score:
+        verdict = task.judge(rollout.prompt, rollout.text, stopped=rollout.stopped)
+        return Score(value=verdict.measures[measure], by=f"gold:{scenario_name}", reason=verdict.reason)
+
+    return lambda rollouts: [score(rollout) for rollout in rollouts]
+
+
+@reward_source("stopped")
+def stopped_reward(policy: SharedModel, micro_tokens: int) -> Reward:
+    """1 for an answer that ended by itself, 0 for one that was cut off."""
+    return lambda rollouts: [Score(value=float(r.stopped), by="stopped") for r in rollouts]
+
+
+@reward_source("length")
+def length_reward(policy: SharedModel, micro_tokens: int) -> Reward:
+    """The number of words: to measure by, not to learn from."""
+    return lambda rollouts: [Score(value=float(len(r.text.split())), by="length") for r in rollouts]
 
 
 @reward_source("words")

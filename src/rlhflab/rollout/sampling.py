@@ -12,16 +12,16 @@ from rlhflab.rollout.engine import Engine, generate
 
 def sample(model: SharedModel, chat: ChatFormat, prompts: Sequence[Prompt], *, role: str | None, samples: int = 1,
            max_new_tokens: int, temperature: float = 1.0, seed: int = 0, greedy: bool = False,
-           engine: Engine | None = None,
+           engine: Engine | None = None, places: Sequence[int] | None = None,
            advance: Callable[[int], None] = lambda answers: None) -> list[Rollout]:
     """`samples` answers to each prompt, those of one prompt next to each other, in the order of `prompts`.
 
     `greedy` puts the most likely answer, whose seed is None, before the samples of each prompt. `engine`: what writes
-    them, our own where absent.
+    them, our own where absent. `places`: number of each prompt, from which its seeds are made; 0, 1, ... where absent.
     """
     prompt_ids = [chat.prompt(prompt) for prompt in prompts]
     first: list[int | None] = [None] if greedy else []
-    seeds = [[*first, *(answer_seed(seed, i, k) for k in range(samples))] for i in range(len(prompts))]
+    seeds = [[*first, *(answer_seed(seed, i, k) for k in range(samples))] for i in places or range(len(prompts))]
     written = (engine or partial(generate, model))(
         prompt_ids, role=role, seeds=seeds, max_new_tokens=max_new_tokens, stop_ids=chat.stop_ids,
         temperature=temperature, advance=advance)

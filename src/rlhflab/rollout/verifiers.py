@@ -11,7 +11,12 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 
 from rlhflab.catalog import Catalog
+from rlhflab.config import Choice
 from rlhflab.data.types import Prompt, Score
+from rlhflab.errors import ConfigError
+from rlhflab.rollout.ifeval import follows
+from rlhflab.rollout.schema import checked_schema, fits
+from rlhflab.scenarios.gold import ABSTAIN_PHRASES, has_phrase
 
 Verifier = Callable[[Prompt, str], Score]
 verifier: Catalog[Callable[..., Score]] = Catalog("verifier")
@@ -27,6 +32,12 @@ def _compiles(pattern: str) -> str:
 
 
 Pattern = Annotated[str, AfterValidator(_compiles)]
+Schema = Annotated[dict[str, Any], AfterValidator(checked_schema)]
+REFUSALS = (
+    "i can't", "i cannot", "i can not", "i won't", "i will not", "i'm not able to", "i am not able to", "i'm unable to",
+    "i am unable to", "i must decline", "i have to decline", "i refuse", "can't help with", "cannot help with",
+    "can't assist", "cannot assist", "not going to help", "not comfortable", "not something i can")
+"""Ways to decline a request, in English. An answer that helps and then warns holds none of them."""
 
 
 @verifier("exact", needs=("facts",), source="SQuAD's exact match, arXiv:1606.05250")
@@ -71,6 +82,62 @@ def valid_json(prompt: Prompt, answer: str, *, keys: list[str] = []) -> Score:  
 def max_words(prompt: Prompt, answer: str, *, most: Annotated[int, Field(ge=1)] = 12) -> Score:
     """The answer has at least one word and at most `most`."""
     return _passed(1 <= len(answer.split()) <= most, "max_words")
+
+
+@verifier("json_schema", source="a part of JSON Schema 2020-12, see rollout/schema.py")
+def json_schema(prompt: Prompt, answer: str, *, shape: Schema = {}) -> Score:  # noqa: B006 - pydantic copies it
+    """The answer is one JSON value that fits `shape`, a JSON schema."""
+    try:
+        value = json.loads(answer, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return _passed(False, "json_schema")
+    return _passed(fits(value, shape), "json_schema")
+
+
+@verifier("mentions")
+def mentions(prompt: Prompt, answer: str, *, any_of: list[str] = [], all_of: list[str] = [],  # noqa: B006
+             none_of: list[str] = []) -> Score:  # noqa: B006 - pydantic copies them
+    """Of some words or phrases the answer holds one, all, or none; case and punctuation do not count."""
+    wanted = not any_of or has_phrase(answer, tuple(any_of))
+    return _passed(wanted and all(has_phrase(answer, (each,)) for each in all_of)
+                   and not has_phrase(answer, tuple(none_of)), "mentions")
+
+
+@verifier("abstains")
+def abstains(prompt: Prompt, answer: str, *, also: list[str] = []) -> Score:  # noqa: B006 - pydantic copies it
+    """The answer says that it does not know, by a list of English phrases and those of `also`."""
+    return _passed(has_phrase(answer, (*ABSTAIN_PHRASES, *also)), "abstains")
+
+
+@verifier("refuses")
+def refuses(prompt: Prompt, answer: str, *, also: list[str] = []) -> Score:  # noqa: B006 - pydantic copies it
+    """The answer declines the request, by a list of English phrases and those of `also`."""
+    return _passed(has_phrase(answer, (*REFUSALS, *also)), "refuses")
+
+
+@verifier("ifeval", needs=("the extra ifeval",), source="arXiv:2311.07911, checkers of lm-evaluation-harness")
+def ifeval(prompt: Prompt, answer: str, *, loose: bool = False, share: bool = False) -> Score:
+    """The answer follows the instructions of the facts `instruction_id_list` and `kwargs`: all, or which `share`.
+
+    `loose` also tries it without its first or last line and without asterisks.
+    """
+    return follows(prompt, answer, loose=loose, share=share)
+
+
+@verifier("own", needs=("facts",))
+def own(prompt: Prompt, answer: str, *, key: str = "check") -> Score:
+    """The verifier that the prompt's facts name at `key`, with its options: a check of its own for each row."""
+    return own_check(prompt, key)(prompt, answer)
+
+
+def own_check(prompt: Prompt, key: str) -> Verifier:
+    """The check that a prompt's facts name. ConfigError names the row and what there is."""
+    where = f"row {prompt.id}: facts.{key}"
+    named = prompt.facts.get(key)
+    if not isinstance(named, dict) or not isinstance(named.get("name"), str) or named["name"] == "own":
+        raise ConfigError(f"{where}: must be an object with the name of a verifier, such as {{\"name\": \"json\"}}")
+    choice = Choice(**named)
+    return verifier.bind(choice.name, choice.options, where=where)
 
 
 def _passed(passed: bool, by: str) -> Score:

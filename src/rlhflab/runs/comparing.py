@@ -1,65 +1,127 @@
-"""What people could compare: two answers that a run sampled, or answers that two adapters write now."""
+"""`rlhflab compare`: several adapters of one base answer a suite, each two are compared, and all are ranked."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from rlhflab.analysis.recorded import read_samples
-from rlhflab.analysis.relabel import random_batch
-from rlhflab.config import SampledRun, read_run
-from rlhflab.data.formats import read_prompts
-from rlhflab.data.judging import Item
-from rlhflab.data.types import Prompt
+from rlhflab.core.ranking import bradley_terry, win_rate
+from rlhflab.data.formats import finite
+from rlhflab.data.types import Rollout
 from rlhflab.errors import ConfigError, RunError
+from rlhflab.model.load import cache_folder
 from rlhflab.progress import Progress
-from rlhflab.rollout.sampling import sample
+from rlhflab.rollout.judges import CRITERIA, Duel, Verdict, decide
+from rlhflab.runs.evaluating import Checks, Respondent, Target, check_checks, refuse_other_base
+from rlhflab.runs.folder import RunFolder
+from rlhflab.runs.judging import Replies, open_judge
+from rlhflab.runs.kept import content_key
 from rlhflab.runs.lab import Lab
-from rlhflab.runs.relabelling import prompts_as_told, prompts_of
-from rlhflab.scenarios import names
-from rlhflab.scenarios import scenario as scenario_named
+from rlhflab.suites import Suite
 
-BATCH = 8
-"""Prompts answered before their pairs are handed on: the first ones are there soon."""
-BASE = "base"
-"""What stands for the model without an adapter."""
+FAR = 0.10
+"""Difference of raw and length-controlled win rate from which length explains much of it."""
 
 
-def items_of_run(folder: Path, *, n: int, seed: int) -> list[Item]:
-    """Up to `n` comparisons of two different answers to one prompt, prompts and answers drawn from all steps."""
-    rollouts = read_samples(folder / "rollouts.jsonl")
-    if not rollouts:
-        raise RunError(f"{folder}: has no rollouts.jsonl with rollouts in it; give the folder of a run that wrote one")
-    run = read_run(None, folder / "config.yaml") if (folder / "config.yaml").is_file() else None
-    prompts = prompts_of(run, rollouts) if isinstance(run, SampledRun) else prompts_as_told(rollouts)
-    drawn = random_batch(rollouts, n=n, seed=seed).proposals
-    if not drawn:
-        raise RunError(f"{folder}: its rollouts hold no prompt with two different answers, so nothing can be compared")
-    return [Item(prompt=prompts[each.suspect.prompt_id], a=each.suspect.answer, b=each.better.answer,
-                 meta={"step": {"a": each.suspect.step, "b": each.better.step}}, source=str(folder)) for each in drawn]
+class Won(NamedTuple):
+    """One comparison of two answers to a prompt."""
+
+    prompt: str
+    share: float | None
+    """1 where the first won, .5 for a tie, None where nobody could tell."""
+    words: float
+    """Words of the first less those of the second."""
 
 
-def written_pairs(adapters: tuple[str, str], *, model: str, prompts: str, n: int, max_new_tokens: int,
-                  temperature: float, seed: int, progress: Progress) -> Iterator[list[Item]]:
-    """Answers of two adapters (or `base`) to the same prompts, some at a time; equal and empty ones are left out."""
-    asked = scenario_named(prompts).prompts("evaluation", n, seed=seed) if prompts in names() else \
-        read_prompts(Path(prompts))[:n]
-    if adapters[0] == adapters[1]:
-        raise ConfigError(f"--adapter {adapters[0]}: is given twice; two different policies are to be compared")
-    lab = Lab.load(model, progress=progress)
-    roles = []
-    for name, adapter in zip(("one", "other"), adapters, strict=True):
-        if adapter != BASE:
-            lab.model.load_role(name, Path(adapter))
-        roles.append(None if adapter == BASE else name)
-    for start in range(0, len(asked), BATCH):
-        yield _pairs(lab, asked[start:start + BATCH], roles, adapters, max_new_tokens=max_new_tokens,
-                     temperature=temperature, seed=seed + start)
+def compare(targets: Sequence[Target], suite: Suite, *, metric: str | None, judge: str | None, out: Path | None,
+            device: str = "auto", progress: Progress) -> tuple[Path, dict[str, Any]]:
+    """The new folder with `comparison.json`, and what is in it: win rates of each two, and a ranking."""
+    if suite.kind != "answers":
+        raise ConfigError(f"suite {suite.name}: is of kind {suite.kind}, which has no answers to compare")
+    if metric is not None:
+        suite.better(metric)
+    check_checks(suite)
+    for target in targets[1:]:
+        refuse_other_base(target, targets[0])
+    lab = Lab.load(targets[0].model, device=device, progress=progress)
+    checks = Checks(lab.model)
+    answering = [Respondent(lab, target, role=f"compared-{i}", checks=checks) for i, target in enumerate(targets)]
+    decided = _decider(answering, suite, metric, judge)
+    pairs: dict[tuple[int, int], list[Won]] = {}
+    with progress.track("comparing", len(targets) * (len(targets) - 1) // 2) as bar:
+        for i, j in combinations(range(len(targets)), 2):
+            pairs[i, j] = decided(i, j)
+            bar.advance()
+    record = finite({"suite": suite.name, "decided_by": metric or f"judge:{judge}",
+                     "targets": [each.record() for each in answering],
+                     **summary([target.name for target in targets], pairs)})
+    folder = RunFolder.named("compare") if out is None else RunFolder.create(out)
+    folder.write_json("comparison.json", record)
+    return folder.path, record
 
 
-def _pairs(lab: Lab, prompts: list[Prompt], roles: list[str | None], adapters: tuple[str, str], *,
-           max_new_tokens: int, temperature: float, seed: int) -> list[Item]:
-    a, b = (sample(lab.model, lab.chat, prompts, role=role, max_new_tokens=max_new_tokens, temperature=temperature,
-                   seed=seed) for role in roles)
-    return [Item(prompt=one.prompt, a=one.text, b=other.text, meta={"adapter": {"a": adapters[0], "b": adapters[1]}},
-                 source="written while people judged")
-            for one, other in zip(a, b, strict=True)
-            if one.text.strip() and other.text.strip() and one.text != other.text]
+def _decider(answering: Sequence[Respondent], suite: Suite, metric: str | None,
+             judge: str | None) -> Callable[[int, int], list[Won]]:
+    """What decides between two of them, by their numbers: a judge whose replies are kept, or a metric."""
+    answers = [each.rollouts(suite) for each in answering]
+    if judge is not None:
+        opened = open_judge(judge, served_as=None, adapter=None, max_new_tokens=4, token_env=None)
+        replies = Replies(cache_folder() / "judgments" / f"{content_key(list(opened.key))[:16]}.jsonl", opened)
+        return lambda i, j: judged_wins(answers[i], answers[j], replies)
+    assert metric is not None
+    better = suite.better(metric)
+    values = [[row["values"].get(metric) for row in each.rows(suite)] for each in answering]
+    return lambda i, j: measured_wins(answers[i], answers[j], values[i], values[j], better)
+
+
+def judged_wins(first: Sequence[Rollout], second: Sequence[Rollout], ask: Replies) -> list[Won]:
+    """Who wins each prompt by a judge asked in both orders; equal texts are a tie, without asking."""
+    duels = {Duel.of(one.prompt, one.text, other.text): None
+             for one, other in zip(first, second, strict=True) if one.text != other.text}
+    verdicts: Mapping[Duel, Verdict] = dict(zip(duels, decide(list(duels), ask, CRITERIA), strict=True))
+
+    def share(one: Rollout, other: Rollout) -> float | None:
+        if one.text == other.text:
+            return 0.5
+        winner = verdicts[Duel.of(one.prompt, one.text, other.text)].winner
+        return None if winner is None else float(winner == one.text)
+
+    return [_won(one, other, share(one, other)) for one, other in zip(first, second, strict=True)]
+
+
+def measured_wins(first: Sequence[Rollout], second: Sequence[Rollout], values: Sequence[float | None],
+                  others: Sequence[float | None], better: str) -> list[Won]:
+    """Who has the better value at each prompt."""
+    sign = 1 if better == "higher" else -1
+
+    def share(value: float | None, other: float | None) -> float | None:
+        if value is None or other is None:
+            return None
+        return 0.5 if value == other else float(sign * (value - other) > 0)
+
+    return [_won(one, other, share(value, against))
+            for one, other, value, against in zip(first, second, values, others, strict=True)]
+
+
+def _won(one: Rollout, other: Rollout, share: float | None) -> Won:
+    return Won(one.prompt.id, share, float(len(one.text.split()) - len(other.text.split())))
+
+
+def summary(names: Sequence[str], pairs: Mapping[tuple[int, int], Sequence[Won]]) -> dict[str, Any]:
+    """Win rates of each two, with length control, and the ranking. RunError where nothing could be told."""
+    scored = {two: [(won.prompt, won.share, won.words) for won in each if won.share is not None]
+              for two, each in pairs.items()}
+    every = [(i, j, share, prompt) for (i, j), each in scored.items() for prompt, share, _ in each]
+    if not every:
+        raise RunError("compare: no comparison could be decided, so there is nothing to rank by")
+    rates = []
+    for (i, j), each in scored.items():
+        row: dict[str, Any] = {"first": names[i], "second": names[j], "unscored": len(pairs[i, j]) - len(each)}
+        if each:
+            prompts, shares, words = zip(*each, strict=True)
+            rate = win_rate(shares, words, prompts)
+            row |= {"win_rate": rate.raw._asdict(), "length_controlled": rate.controlled._asdict(), "phi": rate.phi,
+                    "length_explains_much": abs(rate.raw.mean - rate.controlled.mean) > FAR}
+        rates.append(row)
+    ranks = bradley_terry(names, [(i, j, share) for i, j, share, _ in every], [prompt for *_, prompt in every])
+    return {"pairs": rates, "ranking": [{**rank._asdict(), "elo": rank.elo._asdict()} for rank in ranks]}

@@ -1,6 +1,5 @@
 """`rlhflab export`: a trained adapter for other tools, as it is or folded into the weights, and how exact that is."""
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -10,9 +9,8 @@ import torch
 
 from rlhflab.core.batch import pack
 from rlhflab.errors import ModelError, RunError
-from rlhflab.model.adapters import ADAPTER_CONFIG
 from rlhflab.model.plain import plain_logprobs, plain_model
-from rlhflab.model.shared import ADAPTER, HEAD, RECORD, SharedModel
+from rlhflab.model.shared import HEAD, SharedModel, adapter_digest, base_of
 from rlhflab.progress import Progress
 from rlhflab.runs.lab import Lab
 from rlhflab.runs.probes import fixed_trees
@@ -31,7 +29,7 @@ def export_adapter(adapter: Path, *, out: Path, merge: bool, model: str | None, 
     """
     if out.exists():
         raise RunError(f"{out}: exists already; give another --out, or remove it yourself")
-    base = model or _base_of(adapter)
+    base = model or base_of(adapter)
     if merge and (adapter / HEAD).is_file():
         raise ModelError(f"{adapter}: has a head beside it, which a language model cannot hold; leave --merge out")
     progress.say(f"Loading {base} ...")
@@ -47,7 +45,7 @@ def export_adapter(adapter: Path, *, out: Path, merge: bool, model: str | None, 
             lab.model.save_role(ROLE, unfinished)
         report = {
             "kind": "merged model" if merge else "adapter", "base": lab.model.base.name,
-            "base_digest": lab.model.base.digest, "adapter_digest": _digest(adapter / ADAPTER), "dtype": dtype,
+            "base_digest": lab.model.base.digest, "adapter_digest": adapter_digest(adapter), "dtype": dtype,
             "deviation": _deviation(lab, base, unfinished, merged=merge)}
         _refuse_deviation(report, out)
         (unfinished / "export.json").write_text(json.dumps(report, indent=2) + "\n")
@@ -55,19 +53,6 @@ def export_adapter(adapter: Path, *, out: Path, merge: bool, model: str | None, 
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return report
-
-
-def _base_of(adapter: Path) -> str:
-    """Name of the base an adapter says it was trained on."""
-    for name, key in ((RECORD, "base"), (ADAPTER_CONFIG, "base_model_name_or_path")):
-        path = adapter / name
-        try:
-            found = json.loads(path.read_text()).get(key) if path.is_file() else None
-        except ValueError as error:
-            raise ModelError(f"{path}: is not JSON: {error}") from error
-        if found:
-            return str(found)
-    raise ModelError(f"{adapter}: does not say which base it was trained on; name it with --model")
 
 
 def _write_merged(model: SharedModel, base: str, folder: Path) -> None:
@@ -96,8 +81,3 @@ def _refuse_deviation(report: dict[str, Any], out: Path) -> None:
     if not most < float("inf") or (report["dtype"] == "float32" and most > LARGEST_DEVIATION):
         raise RunError(f"{out}: not written, since plain transformers gives other log-probs than the adapter (by up to "
                        f"{most:.3g} nats a token, at most {LARGEST_DEVIATION:g} is rounding)")
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

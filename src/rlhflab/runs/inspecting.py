@@ -1,9 +1,8 @@
-"""`rlhflab sample` and `rlhflab evaluate`: look at a policy without training it."""
+"""`rlhflab sample`: look at a policy without training it."""
 
 from pathlib import Path
 from typing import Any
 
-from rlhflab.analysis.evaluate import answer_prompts, judged_rows, rates
 from rlhflab.config import make_run
 from rlhflab.data.formats import read_prompts
 from rlhflab.progress import Progress
@@ -24,19 +23,6 @@ def sample_answers(*, model: str, adapter: Path | None, prompts: str, n: int, sa
                       max_new_tokens=max_new_tokens, temperature=temperature or 1.0, seed=seed)
     return [{"prompt_id": r.prompt.id, "prompt": r.prompt.messages[-1].content, "answer": r.text, "finish": r.finish,
              "tokens": len(r.token_ids), "seed": r.seed} for r in rollouts]
-
-
-def evaluate_policy(*, model: str, adapter: Path | None, scenario: str, split: Any, n: int, samples: int,
-                    seed: int) -> dict[str, Any]:
-    """Greedy and sampled rates of a policy on a scenario's prompts, each with interval and count."""
-    task = scenario_named(scenario)
-    lab, role = _with_policy(model, adapter)
-    with lab.progress.track("answering", n * (1 + samples)) as bar:
-        answers = answer_prompts(lab.model, lab.chat, task.prompts(split, n, seed=seed), role=role, samples=samples,
-                                 max_new_tokens=task.max_new_tokens, seed=seed, advance=bar.advance)
-    rows = judged_rows(task, adapter.name if adapter else "base", answers)
-    return {"model": lab.model.base.name, "adapter": str(adapter) if adapter else None, "scenario": scenario,
-            "split": split, "greedy": rates(task, rows, "greedy"), "sampled": rates(task, rows, "sampled")}
 
 
 def _with_policy(model: str, adapter: Path | None) -> tuple[Lab, str | None]:

@@ -18,12 +18,13 @@ from rlhflab.data.forms import winner
 from rlhflab.data.types import Comparison, Judged, Judgment, Prompt
 from rlhflab.errors import ConfigError, RunError
 from rlhflab.model.load import cache_folder
-from rlhflab.model.shared import ADAPTER, SharedModel
+from rlhflab.model.shared import SharedModel, adapter_digest
 from rlhflab.progress import Progress
 from rlhflab.rollout.http import authorization, checked_url
 from rlhflab.rollout.judges import CRITERIA, Ask, Duel, Verdict, decide, model_ask
 from rlhflab.rollout.served_judge import server_ask
 from rlhflab.runs.comparisons import judged_row, read_judged
+from rlhflab.runs.kept import Kept, content_key
 
 PREFIX = "judge:"
 """Of the name under which a judge's verdicts stand among those of people."""
@@ -43,38 +44,24 @@ class Judge:
 
 
 class Replies:
-    """Owns a file of replies to questions. A line that a kill cut off does not count."""
+    """Owns a judge's replies to questions."""
 
     def __init__(self, path: Path, judge: Judge) -> None:
-        self.path, self.judge = path, judge
+        self.judge, self.kept = judge, Kept(path)
         self.asked = 0
-        self._known: dict[str, str] = {}
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-            try:
-                row = json.loads(line)
-                self._known[row["key"]] = row["reply"]
-            except (json.JSONDecodeError, KeyError, TypeError):
-                continue
 
     def __call__(self, questions: Sequence[Prompt]) -> list[str | None]:
         """The reply to each; only those that are not known yet are asked for. A question too long has none."""
         keys = [self._key(question) for question in questions]
-        new = {key: question for key, question in zip(keys, questions, strict=True) if key not in self._known}
+        new = {key: question for key, question in zip(keys, questions, strict=True) if key not in self.kept.known}
         replies = self.judge.ask(list(new.values())) if new else []
         self.asked += len(new)
-        found = {key: reply for key, reply in zip(new, replies, strict=True) if reply is not None}
-        if found:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                # The newline comes first: a line that was cut off then stays a line of its own.
-                file.write("".join(f"\n{json.dumps({'key': key, 'reply': found[key]})}" for key in found) + "\n")
-        self._known |= found
-        return [self._known.get(key) for key in keys]
+        self.kept.add({key: reply for key, reply in zip(new, replies, strict=True) if reply is not None})
+        return [self.kept.known.get(key) for key in keys]
 
     def _key(self, question: Prompt) -> str:
         """Of the judge and of every word it reads: conversation, answers in their order, rubric."""
-        turns = [(turn.role, turn.content) for turn in question.messages]
-        return hashlib.sha256(json.dumps([self.judge.key, turns]).encode()).hexdigest()
+        return content_key(self.judge.key, [(turn.role, turn.content) for turn in question.messages])
 
 
 class Labelled(NamedTuple):
@@ -106,7 +93,7 @@ def open_judge(name: str, *, served_as: str | None, adapter: Path | None, max_ne
     called, digest = f"{PREFIX}{model.base.name}", ""
     if adapter is not None:
         model.load_role(ROLE, adapter)
-        called, digest = f"{called}+{adapter.name}", hashlib.sha256((adapter / ADAPTER).read_bytes()).hexdigest()
+        called, digest = f"{called}+{adapter.name}", adapter_digest(adapter)
     return Judge(name=called, key=("local", model.base.digest, digest, str(max_new_tokens)),
                  ask=model_ask(model, role=ROLE if adapter else None, max_new_tokens=max_new_tokens))
 
