@@ -29,7 +29,7 @@ def refused(registry, words, call):
 
 
 def verdict(path, **values):
-    path.write_text(json.dumps({"verdict": "pass", "against": None, "rows": [], **values}))
+    path.write_text(json.dumps({"verdict": "pass", "active_digest": None, "rows": [], **values}))
     return path
 
 
@@ -113,32 +113,32 @@ def test_an_adapter_of_another_shape_is_refused_with_both_hashes(registry, tmp_p
 
 def test_a_gate_that_passed_lets_an_adapter_through_and_is_kept(registry, tmp_path):
     one, two = (registry.state().find(name).digest for name in ("one", "two"))
-    gate = verdict(tmp_path / "a.json", candidate=one, rows=[{"metric": "gold"}])
+    gate = verdict(tmp_path / "a.json", candidate_digest=one, rows=[{"metric": "gold"}])
     registry.promote("one", "prod", by="anna", gate=gate, override=None)
-    gate = verdict(tmp_path / "b.json", candidate=two, against=one)
+    gate = verdict(tmp_path / "b.json", candidate_digest=two, active_digest=one)
     entry = registry.promote("two", "prod", by="anna", gate=gate, override=None)
     assert entry.body["gate"]["file_sha256"] == sha256_of(gate) and entry.body["override"] is None
 
 
 @pytest.mark.parametrize(("values", "words"), [
     (None, "there is no verdict of a gate"), ({"verdict": "fail"}, "the gate says fail"),
-    ({"verdict": "inconclusive"}, "the gate says inconclusive"), ({"against": "f" * 64}, "compared it with ffff"),
+    ({"verdict": "inconclusive"}, "the gate says inconclusive"), ({"active_digest": "f" * 64}, "compared it with ffff"),
 ])
 def test_what_no_gate_let_pass_needs_a_reason_which_is_kept(registry, tmp_path, values, words):
     one = registry.state().find("one").digest
-    gate = None if values is None else verdict(tmp_path / "gate.json", candidate=one, **values)
+    gate = None if values is None else verdict(tmp_path / "gate.json", candidate_digest=one, **values)
     refused(registry, words, lambda: registry.promote("one", "prod", by="anna", gate=gate, override=None))
     entry = registry.promote("one", "prod", by="anna", gate=gate, override="urgent")
     assert entry.body["override"]["reason"] == "urgent" and words in entry.body["override"]["of"]
 
 
 @pytest.mark.parametrize(("values", "words"), [
-    ({"candidate": "f" * 64}, "candidate: judges ffff"), ({"candidate": None}, "candidate: must be the digest"),
+    ({"candidate_digest": "f" * 64}, "candidate_digest: judges ffff"), ({"candidate_digest": None}, "candidate_digest: must be the digest"),
     ({"verdict": "ok"}, "verdict: must be one of pass, fail, inconclusive, found 'ok'"),
     ({"rows": None}, "rows: must be a list"),
 ])
 def test_a_verdict_of_something_else_is_refused_even_with_a_reason(registry, tmp_path, values, words):
-    gate = verdict(tmp_path / "gate.json", **{"candidate": registry.state().find("one").digest, **values})
+    gate = verdict(tmp_path / "gate.json", **{"candidate_digest": registry.state().find("one").digest, **values})
     refused(registry, words, lambda: registry.promote("one", "prod", by="anna", gate=gate, override="urgent"))
 
 

@@ -78,7 +78,7 @@ def _reasons(entry: Entry) -> Iterator[str]:
         return
     gate, override = entry.body.get("gate"), entry.body.get("override")
     if gate:
-        yield f"gate: {gate['verdict']} against {gate.get('against') or 'the base'}, {len(gate['rows'])} rows"
+        yield f"gate: {gate['verdict']} against {gate.get('active_digest') or 'the base'}, {len(gate['rows'])} rows"
     if override:
         yield f"overridden: {override['of']}; because: {override['reason']}"
     if entry.body.get("reason"):

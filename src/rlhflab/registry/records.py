@@ -215,9 +215,9 @@ def read_verdict(path: Path) -> dict[str, Any]:
     verdict = read_object(path)
     if verdict.get("verdict") not in VERDICTS:
         raise RegistryError(f"{path}: verdict: must be one of {', '.join(VERDICTS)}, found {verdict.get('verdict')!r}")
-    if not isinstance(verdict.get("candidate"), str):
-        raise RegistryError(f"{path}: candidate: must be the digest of the adapter that was judged, found "
-                            f"{verdict.get('candidate')!r}")
+    if not isinstance(verdict.get("candidate_digest"), str):
+        raise RegistryError(f"{path}: candidate_digest: must be the digest of the adapter that was judged, found "
+                            f"{verdict.get('candidate_digest')!r}")
     if not isinstance(verdict.get("rows"), list):
         raise RegistryError(f"{path}: rows: must be a list of what was measured, found "
                             f"{type(verdict.get('rows')).__name__}")

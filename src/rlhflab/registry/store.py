@@ -291,11 +291,11 @@ def _gate_problem(verdict: Mapping[str, Any] | None, path: Path | None, adapter:
     """Why a verdict does not let an adapter through. One about another adapter is an error that nothing overrides."""
     if verdict is None:
         return "there is no verdict of a gate (--gate)"
-    if verdict["candidate"] not in _digests(adapter):
-        raise RegistryError(f"{path}: candidate: judges {verdict['candidate']}, not {adapter.digest}")
+    if verdict["candidate_digest"] not in _digests(adapter):
+        raise RegistryError(f"{path}: candidate_digest: judges {verdict['candidate_digest']}, not {adapter.digest}")
     if verdict["verdict"] != "pass":
         return f"the gate says {verdict['verdict']} ({path})"
-    against = verdict.get("against")
+    against = verdict.get("active_digest")
     allowed = {None, "base", adapter.base.digest, adapter.base.name} if before is None else _digests(before)
     if against not in allowed:
         active = before.digest if before else "no adapter"
