@@ -133,7 +133,8 @@ def test_what_no_gate_let_pass_needs_a_reason_which_is_kept(registry, tmp_path, 
 
 
 @pytest.mark.parametrize(("values", "words"), [
-    ({"candidate_digest": "f" * 64}, "candidate_digest: judges ffff"), ({"candidate_digest": None}, "candidate_digest: must be the digest"),
+    ({"candidate_digest": "f" * 64}, "candidate_digest: judges ffff"),
+    ({"candidate_digest": None}, "candidate_digest: must be the digest"),
     ({"verdict": "ok"}, "verdict: must be one of pass, fail, inconclusive, found 'ok'"),
     ({"rows": None}, "rows: must be a list"),
 ])

@@ -190,3 +190,18 @@ def test_a_reward_role_that_checks_is_loaded_once_for_both(shop: Path, capsys: p
     (shop / "mine" / "suite.yaml").write_text(text)
     record = printed(capsys, "gate", "calm", "--against", "other", "--policy", "policy.yaml", "--out", "out")
     assert record["rows"][1]["candidate"] != record["rows"][1]["active"] and record["rows"][1]["unscored"] == 0
+
+
+def test_one_model_on_both_sides_is_asked_once(shop: Path, monkeypatch: pytest.MonkeyPatch,
+                                               capsys: pytest.CaptureFixture[str]) -> None:
+    asked: list[int] = []
+    written = Respondent._written
+
+    def counted(self: Respondent, suite: Any, numbers: Any) -> Any:
+        asked.append(len(numbers))
+        return written(self, suite, numbers)
+
+    monkeypatch.setattr(Respondent, "_written", counted)
+    record = printed(capsys, "gate", "calm", "--against", "calm", "--policy", "policy.yaml", "--out", "same")
+    assert record["verdict"] == "pass"
+    assert sum(asked) == 60 + 2 * 60  # once for the suite of answers, twice for the rerun, which keeps none

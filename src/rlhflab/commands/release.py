@@ -106,7 +106,8 @@ def gate_command(candidate: str, /, *, against: str, policy: str = "gate.yaml", 
         print_value({"folder": str(folder), **record}, True)
     else:
         print_table([{"suite": row["suite"], "metric": row["metric"], "verdict": row["verdict"],
-                      "blocks": row["blocks"], "reason": row["reason"]} for row in record["rows"]], False)
+                      "blocks": "blocks" if row["blocks"] else "-", "reason": row["reason"]}
+                     for row in record["rows"]], False)
         next_step = f"read {folder / 'gate.md'}" if record["blocks"] else f"release {candidate}"
         print(f"Wrote {folder}. The gate's verdict: {record['verdict']}. Next: {next_step}")
     return BLOCKED if record["blocks"] else 0

@@ -101,8 +101,9 @@ class Respondent:
             self.adapter_digest = adapter_digest(target.adapter)
             shape = lab.model.lora_of(role).model_dump()
         self.dtype = str(lab.model.unembedding.dtype).removeprefix("torch.")
-        self._key = (lab.model.base.digest, self.adapter_digest, shape, self.dtype, lab.model.device.type)
-        self.kept = Kept(cache_folder() / "answers" / f"{content_key(*self._key)[:16]}.jsonl")
+        self.key = (lab.model.base.digest, self.adapter_digest, shape, self.dtype, lab.model.device.type)
+        """What its answers depend on, besides what they are asked."""
+        self.kept = Kept(cache_folder() / "answers" / f"{content_key(*self.key)[:16]}.jsonl")
         self.written = 0
         """Answers that were not kept already."""
 
@@ -162,7 +163,7 @@ class Respondent:
 
     def _answer_key(self, suite: Suite, prompt: Prompt, seed: int | None) -> str:
         how = suite.answers
-        return content_key(self._key, turn_rows(prompt.messages), how.max_new_tokens,
+        return content_key(self.key, turn_rows(prompt.messages), how.max_new_tokens,
                            None if seed is None else how.temperature, seed)
 
     def _refuse_overlong(self, suite: Suite) -> None:

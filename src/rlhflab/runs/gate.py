@@ -36,6 +36,8 @@ def run_gate(candidate: Target, active: Target, policy: ReadPolicy, *, out: Path
     checks = Checks(lab.model)
     two = {who: Respondent(lab, target, role=who, checks=checks)
            for who, target in (("active", active), ("candidate", candidate))}
+    if two["candidate"].key == two["active"].key:
+        two["candidate"].kept = two["active"].kept  # One model on both sides is asked once.
     folder = RunFolder.named("gate") if out is None else RunFolder.create(out)
     alone = {name for name in suites if {row.test for row in policy.policy.rows if row.suite == name} == {"exact"}}
     rows = {(who, name): [] if who == "active" and name in alone else _answered(respondent, suite, who, folder)
