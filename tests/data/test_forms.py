@@ -219,3 +219,11 @@ def test_the_strict_reader_and_the_catalogue_read_the_same_pairs(tmp_path):
     write_jsonl(tmp_path / "mine.jsonl", [pair_row(pair)])
     found = [derived for each in read_items(tmp_path / "mine.jsonl") for derived in pairs_of(each.item)]
     assert found == read_pairs(tmp_path / "mine.jsonl") == [pair]
+
+
+@pytest.mark.parametrize(("a", "b"), [("", "Hello."), ("Hello.", " "), ("Hello.", "Hello.")])
+def test_empty_or_equal_answers_make_no_pair(a: str, b: str) -> None:
+    prompt = Prompt(id="p", messages=(Message(role="user", content="Hi"),))
+    judged = Judged(comparison=Comparison(prompt=prompt, a=a, b=b),
+                    judgments=(Judgment(verdict="a", annotator="anna"),))
+    assert list(pairs_of(judged, "majority")) == list(pairs_of(judged, "each")) == []

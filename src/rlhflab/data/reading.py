@@ -72,8 +72,13 @@ def detect_form(path: Path | str) -> str:
 
 
 def pairs_of(judged: Judged, rule: Rule = "majority") -> Iterator[PreferencePair]:
-    """The pairs that a rule derives from judgments: `majority` at most one, `each` one a judgment for a or b."""
-    return RULES[rule](judged)
+    """The pairs that a rule derives from judgments: `majority` at most one, `each` one a judgment for a or b.
+
+    Answers of which one is empty, or that are equal, make none: nothing can be learnt from them.
+    """
+    a, b = judged.comparison.a, judged.comparison.b
+    if a != b and a.strip() and b.strip():
+        yield from RULES[rule](judged)
 
 
 def majority(judged: Judged) -> Iterator[PreferencePair]:
