@@ -289,8 +289,8 @@ def _parquet_rows(path: Path, bad: Told | None) -> Iterator[Row]:
     number = 0
     try:
         with open_bytes(path) as handle:
-            # Without the buffer ahead, which would hold a whole group of rows: often the whole file.
-            file = parquet.ParquetFile(handle, pre_buffer=False)
+            # In small pieces: read at once, a group of rows is often the whole file.
+            file = parquet.ParquetFile(handle, buffer_size=CHUNK, pre_buffer=False)
             for batch in file.iter_batches(batch_size=BATCH):
                 for values in batch.to_pylist():
                     number += 1
