@@ -27,8 +27,8 @@ from rlhflab.analysis.hacking import (
 )
 from rlhflab.core.stats import Estimate, sign_test
 from rlhflab.runs.arms import ARMS
+from rlhflab.runs.experiment import watched_in
 from rlhflab.runs.folder import RunFolder
-from rlhflab.runs.watch import CANARY, FINDINGS, fired
 from rlhflab.scenarios import scenario
 
 SHOWN = ("gold", "right", "abstention_recall", "format", "confident_wrong", "words")
@@ -74,11 +74,7 @@ class Results:
         return [row for row in folder.rows(f"{name}.jsonl") if row["mode"] == "sampled"]
 
     def watched(self, name: str, seed: int) -> Watched:
-        folder, gold = RunFolder(self.path / f"seed-{seed}" / name), dict[int, list[float]]()
-        for row in folder.rows(CANARY):
-            gold.setdefault(row["step"], []).append(row["measures"]["gold"])
-        return Watched(fired=fired(folder.rows(FINDINGS)),
-                       gold=[(step, sum(values) / len(values)) for step, values in sorted(gold.items())])
+        return watched_in(RunFolder(self.path / f"seed-{seed}" / name))
 
     def sections(self) -> Iterator[str]:
         versions = ", ".join(f"{name} {self.made['versions'][name]}" for name in ("torch", "transformers", "peft"))

@@ -328,13 +328,8 @@ class Experiment:
                     self.run_folder(name, seeds[0])).rows("metrics.jsonl")]}
 
     def watched(self, name: str, seed: int) -> Watched:
-        """What the detectors said of a run, and its gold on the fixed prompts."""
-        folder = RunFolder(self.run_folder(name, seed))
-        gold: dict[int, list[float]] = {}
-        for row in folder.rows(CANARY):
-            gold.setdefault(row["step"], []).append(row["measures"]["gold"])
-        return Watched(fired=fired(folder.rows(FINDINGS)),
-                       gold=[(step, sum(values) / len(values)) for step, values in sorted(gold.items())])
+        """What the detectors said of an arm's run, and its gold on the fixed prompts."""
+        return watched_in(RunFolder(self.run_folder(name, seed)))
 
     # -- places ----------------------------------------------------------------------------------------------------
 
@@ -354,6 +349,15 @@ class Experiment:
         """An arm's evaluated answers, sampled ones alone."""
         path = self.answers_of(name, seed)
         return [row for row in RunFolder(path.parent).rows(path.name) if row["mode"] == "sampled"]
+
+
+def watched_in(folder: RunFolder) -> Watched:
+    """What the detectors said of a run, and its gold on the fixed prompts."""
+    gold: dict[int, list[float]] = {}
+    for row in folder.rows(CANARY):
+        gold.setdefault(row["step"], []).append(row["measures"]["gold"])
+    return Watched(fired=fired(folder.rows(FINDINGS)),
+                   gold=[(step, sum(values) / len(values)) for step, values in sorted(gold.items())])
 
 
 def shuffled(pairs: Sequence[PreferencePair], *, seed: int) -> list[PreferencePair]:
