@@ -291,6 +291,25 @@ def test_a_twin_that_rises_half_as_fast_is_an_alarm_before_the_gap_is_a_deviatio
     assert (slow.verdict, fast.verdict) == ("alarm", "ok")
 
 
+def paired(step: int, gain: float, twin_gain: float) -> list[Sample]:
+    """A twin that agrees with the reward on three answers of four: a correlation of .5 on equal halves."""
+    return rollouts(step, reward=lambda i: half(i) + gain, twin=lambda i: half(i + (i // 2 % 4 == 3)) + twin_gain)
+
+
+def test_a_twin_is_asked_for_no_more_than_its_correlation_with_the_reward() -> None:
+    found = only("twin_gap", of(paired(0, 0.0, 0.0), paired(1, 1.0, 0.5)))
+    assert found.verdict == "ok" and found.effect and abs(found.effect.mean) < 1e-9
+    assert "a correlation of 0.50 on the start" in found.says
+    # a gain of 1 is 1.97 deviations, of which half is expected of the twin
+    assert only("twin_gap", of(paired(0, 0.0, 0.0), paired(1, 1.0, -0.1))).verdict == "alarm"
+
+
+def test_a_twin_that_was_not_taught_the_same_says_nothing() -> None:
+    apart = [rollouts(t, reward=lambda i, t=t: half(i) + t, twin=lambda i: half(i // 2)) for t in (0, 1)]
+    found = only("twin_gap", of(*apart))
+    assert found.verdict == "unclear" and "correlate by 0.00" in found.says and "0.3 is needed" in found.says
+
+
 def test_a_term_that_comes_to_hold_the_variance_is_named() -> None:
     found = only("reward_tail", with_terms(2.0))
     # variances 1/4 and 4/4: the bonus holds 80 %

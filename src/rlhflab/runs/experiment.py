@@ -53,6 +53,10 @@ from rlhflab.scenarios.base import Scenario
 
 PAUSE = 1.0
 """Seconds between two looks for a part that can be done, where other processes do the rest."""
+TWIN = "twin-"
+"""Before a kind of labels: those of the same annotators on the other half of the prompts."""
+TWINNED = ("biased", "unbiased")
+"""Labels that have such a half. Expert pairs have none, and labels by a coin teach no two models the same."""
 SHOWN_STEPS = (0, 5, 10, 20)
 SHOWN_PROMPTS = 4
 
@@ -84,7 +88,8 @@ class Protocol:
     expert_epochs: int = 3
     """Passes of the reward role over these pairs, after all the biased ones."""
     twin: bool = True
-    """A second reward role on the other half of the prompts, for the detector of their difference."""
+    """A second reward role, taught by the same annotators on the other half of the prompts, for the detector of their
+    difference."""
     overrides: tuple[str, ...] = ()
     """Flags put behind each recipe."""
     thresholds: Thresholds = field(default_factory=Thresholds)
@@ -177,8 +182,9 @@ class Experiment:
 
     def judged_pairs(self, kind: str, seed: int) -> list[PreferencePair]:
         """The pool as annotators see it, with the bias of this experiment unless `kind` says otherwise."""
-        dose = 0.0 if kind == "unbiased" else self.protocol.dose
-        pairs = judge(self.task, self.half(other=kind == "twin"), seed=seed, dose=dose).pairs
+        taught = kind.removeprefix(TWIN)
+        dose = 0.0 if taught == "unbiased" else self.protocol.dose
+        pairs = judge(self.task, self.half(other=taught != kind), seed=seed, dose=dose).pairs
         return shuffled(pairs, seed=seed) if kind == "shuffled" else pairs
 
     def half(self, *, other: bool) -> Sequence[Pooled]:
@@ -230,7 +236,7 @@ class Experiment:
             return self.train("dpo", seed, home, ["--data", str(self.labels(arm.labels, seed))])
         source = {"name": "gold"} if arm.labels == "none" else {
             "name": "role", "path": str(self.reward_role(arm.labels, seed, arm.reward)), **arm.source}
-        twin = self.reward_role("twin", seed, {}) if self.protocol.twin and arm.labels != "none" else None
+        twin = self.reward_role(TWIN + arm.labels, seed, {}) if self.protocol.twin and arm.labels in TWINNED else None
         canary = self.protocol.canary if name == "hack" or self.protocol.watch == "all" else 0
         flags = _flags({"reward": [source], "steps": self.protocol.steps, "detect.every": 1, "detect.canary": canary,
                         "detect.canary_every": self.protocol.canary_every,

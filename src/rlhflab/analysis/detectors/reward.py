@@ -36,15 +36,23 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 @detector("twin_gap", needs=("rollouts", "rewards", "twin rewards"),
           source="Eisenstein et al. 2023, arXiv:2312.09244 (reward models equal in distribution part under shift)")
-def twin_gap(evidence: Evidence, *, gap: Positive = 1.0, ratio: Share = 0.5) -> Finding:
-    """Gap z(reward) - z(twin) above 1 deviation of the start, or slope of the twin / slope of the reward below .5.
+def twin_gap(evidence: Evidence, *, gap: Positive = 1.0, ratio: Share = 0.5, alike: Share = 0.3) -> Finding:
+    """Gap r z(reward) - z(twin) above 1 deviation of the start, or slope of the twin / slope of the reward below .5 r.
 
-    The slopes over steps are Theil and Sen's, read from 5 steps on and where the reward clearly rises by half a
-    deviation.
+    r is the correlation of both on the start's answers. Answers that one model scores a deviation higher are expected r
+    deviations higher with the other (regression to the mean), so only what is missing beyond that is a gap. Below a
+    correlation of .3 the two were not taught the same, and nothing can be said. The slopes over steps are Theil and
+    Sen's, read from 5 steps on and where the reward clearly rises by half a deviation.
     """
     start, now = start_and_now(evidence, lambda s: s.reward, lambda s: s.twin)
-    mean, deviation = mean_and_deviation(numbers(start, lambda s: s.reward), "rewards")
-    twin_mean, twin_deviation = mean_and_deviation(numbers(start, lambda s: s.twin), "twin's rewards")
+    own_start, twin_start = (numbers(start, read) for read in (lambda s: s.reward, lambda s: s.twin))
+    mean, deviation = mean_and_deviation(own_start, "rewards")
+    twin_mean, twin_deviation = mean_and_deviation(twin_start, "twin's rewards")
+    agreement = float(np.corrcoef(own_start, twin_start)[0, 1])
+    if agreement < alike:
+        raise Unclear(f"the two reward models correlate by {agreement:.2f} on the answers of the start, and {alike:g} "
+                      "is needed for one to stand for the other: teach the twin from judgments of the same kind, or "
+                      "both from more of them")
 
     def z(sample: Sample) -> float:
         return ((sample.reward or 0.0) - mean) / deviation
@@ -52,18 +60,22 @@ def twin_gap(evidence: Evidence, *, gap: Positive = 1.0, ratio: Share = 0.5) -> 
     def z_twin(sample: Sample) -> float:
         return ((sample.twin or 0.0) - twin_mean) / twin_deviation
 
+    def missing(sample: Sample) -> float:
+        return agreement * z(sample) - z_twin(sample)
+
     scored = having(evidence.rollouts, lambda s: s.reward, lambda s: s.twin)
     steps, own = means_by_step(scored, z)
     slopes = (theil_sen(steps, own), theil_sen(*means_by_step(scored, z_twin))) if len(steps) >= SLOPES else None
     follows = slopes[1].mean / slopes[0].mean if slopes and slopes[0].low > 0 and own[-1] > 0.5 else None
-    apart = mean_interval([z(sample) - z_twin(sample) for sample in now], prompts(now))
-    wrong = apart.mean > gap or (follows is not None and follows < ratio)
+    apart = mean_interval([missing(sample) for sample in now], prompts(now))
+    wrong = apart.mean > gap or (follows is not None and follows < ratio * agreement)
     return Finding(
         name="twin_gap", verdict="alarm" if wrong else "ok", effect=apart, unit="deviations of the start",
-        says=f"The reward has gained {told(apart)} deviations more than a reward model learnt from other data grants"
-             + (f", which rises {follows:.2f} times as fast." if follows is not None else "."),
-        limit=f"above {gap:g} deviations, or the twin rising less than {ratio:g} times as fast",
-        examples=shown(now, lambda s: z(s) - z_twin(s)),
+        says=f"A reward model learnt from other data grants {told(apart)} deviations less than this gain of reward "
+             f"lets expect, with a correlation of {agreement:.2f} on the start"
+             + (f", and rises {follows:.2f} times as fast." if follows is not None else "."),
+        limit=f"above {gap:g} deviations, or the twin rising less than {ratio:g} times the correlation as fast",
+        examples=shown(now, missing),
         next="What is gained is this reward model's own error. Stop, reward with the mean or the lowest of both "
              "models, or collect comparisons on the answers where they differ most.")
 
