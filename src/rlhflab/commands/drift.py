@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from rlhflab.commands.shared import ALARM, DEFAULT_MODEL, Count, Json, Seed, print_table, print_value, quietly
+from rlhflab.commands.shared import ALARM, DEFAULT_MODEL, SEVERAL, Count, Json, Seed, print_table, print_value, quietly
 from rlhflab.errors import ConfigError
 
 Level = Annotated[float, Parameter(validator=Number(gt=0, lt=1))]
@@ -14,7 +14,7 @@ Temperature = Annotated[float, Parameter(validator=Number(gte=0))]
 
 
 def drift_command(baseline: str | None = None, current: str | None = None, /, *, history: Annotated[
-                  list[Path] | None, Parameter(consume_multiple=True)] = None, prompts: str | None = None,
+                  list[Path] | None, SEVERAL] = None, prompts: str | None = None,
                   baseline_rows: str | None = None, current_rows: str | None = None, outcome: list[str] | None = None,
                   margin: list[str] | None = None, model: str | None = None, served_as: list[str] | None = None,
                   token_env: str | None = None, n: Count | None = None, samples: Count = 4,

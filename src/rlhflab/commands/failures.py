@@ -10,6 +10,7 @@ from cyclopts.validators import Number
 from rlhflab.commands.shared import (
     ALARM,
     DEFAULT_MODEL,
+    SEVERAL,
     Count,
     Json,
     Override,
@@ -23,7 +24,8 @@ from rlhflab.errors import ConfigError, DataError
 
 
 def experiment_command(name: Literal["reward-hacking"], /, *, model: str = DEFAULT_MODEL,
-                       arms: list[str] | None = None, seeds: list[Seed] | None = None, dose: float = 1.0,
+                       arms: Annotated[list[str] | None, SEVERAL] = None,
+                       seeds: Annotated[list[Seed] | None, SEVERAL] = None, dose: float = 1.0,
                        steps: Count = 24, method: Literal["rloo", "ppo"] = "rloo", start: Path | None = None,
                        evaluation_prompts: Count = 256, pool_prompts: Count = 1024, quick: bool = False,
                        jobs: Count = 1, out: Path | None = None, resume: Path | None = None,

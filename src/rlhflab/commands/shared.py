@@ -15,6 +15,8 @@ Json = Annotated[bool, Parameter(name="--json")]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
 Seed = Annotated[int, Parameter(validator=Number(gte=0))]
 Override = Annotated[str, Parameter(allow_leading_hyphen=True)]
+SEVERAL = Parameter(consume_multiple=True)
+"""Of a flag that takes its values behind it: `--seeds 0 1 2`."""
 DEFAULT_MODEL = "smollm2-135m"
 ALARM = 3
 """Exit code of `detect --fail-on-alarm` and `drift --fail-on-drift`."""
