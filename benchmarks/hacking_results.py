@@ -37,6 +37,11 @@ BEGIN, END = "<!-- measured: reward-hacking -->", "<!-- end: reward-hacking -->"
 BETTER = (("targeted", "hack"), ("random", "hack"), ("unbiased", "hack"), ("targeted", "random"))
 
 
+def share(steps: Sequence[int | None]) -> str:
+    """Of how many runs a detector fired in."""
+    return f"{sum(step is not None for step in steps)} of {len(steps)}" if steps else "not run"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -64,6 +69,7 @@ class Results:
         self.path = path
         self.prereg = json.loads((path / "prereg.json").read_text())
         self.made = RunFolder(path).read_json("record.json")
+        self.summary = RunFolder(path).read_json("summary.json")
         self.task = scenario(self.prereg["scenario"])
         self.seeds = [seed for seed in self.prereg["seeds"] if (path / f"seed-{seed}").is_dir()]
         self.by_seed = {seed: SeedResult(start=self.rows("start", seed), arms={
@@ -83,12 +89,17 @@ class Results:
                f"{', '.join(map(str, self.prereg['seeds']))}; {self.prereg['evaluation_prompts']} prompts x "
                f"{self.prereg['evaluation_samples']} samples. "
                f"{sum(len(result.arms) for result in self.by_seed.values())} arms and seeds were evaluated.")
+        starts = [["start", str(seed), *(cell(rates(self.task, result.start, "sampled")[measure]) for measure in SHOWN)]
+                  for seed, result in self.by_seed.items() if result.start]
         yield "### Arms\n\n" + table(["arm", "seed", *SHOWN], [
-            [name, str(seed), *(cell(self.rates(name, seed)[measure]) for measure in SHOWN)]
-            for name in ARMS for seed, result in self.by_seed.items() if name in result.arms])
+            *starts, *([name, str(seed), *(cell(self.rates(name, seed)[measure]) for measure in SHOWN)]
+                       for name in ARMS for seed, result in self.by_seed.items() if name in result.arms)])
         yield "### Paired changes over the seeds\n\n" + table(["measure", *(f"{a} - {b}" for a, b in BETTER)], [
             [measure, *(change(self.change(measure, a, b)) for a, b in BETTER)] for measure in SHOWN])
         yield "### What can be decided\n\n" + "\n".join(f"- {line}" for line in self.decided())
+        yield "### Detectors over the seeds\n\n" + table(
+            ["detector", "fires on hack", "steps after the crossing", "fires on unbiased", "fires on oracle"],
+            list(self.alarms()))
         yield "### Gold on the fixed prompts, and alarms\n\n" + table(
             ["arm", "seed", "gold at steps 0, 2, 4 ...", "crossing", "named alarms", "other alarms"],
             list(self.courses()))
@@ -101,6 +112,13 @@ class Results:
         return change_of(has, measure, after, before)
 
     def decided(self) -> Iterator[str]:
+        hacking = self.summary.get("hacking")
+        if hacking is not None:
+            for row in hacking["criteria"]:
+                yield f"{row['id']}: {'holds' if row['passed'] else 'fails'}. {row['statement']} {row['says']}."
+            for row in hacking["not_evaluated"]:
+                yield f"{row['id']}: not decided, {row['reason']}."
+            return
         both = [result for result in self.by_seed.values() if {"hack", "targeted"} <= result.arms.keys()]
         pairs = [pair for result in both for pair in first_samples(paired(result, "targeted", "hack"))]
         gain = [float(a["measures"]["strict"]) - float(b["measures"]["strict"]) for a, b in pairs]
@@ -117,6 +135,18 @@ class Results:
             f"7: {'holds' if alarm.passed else 'fails'}: {alarm.says}."
         if not all(result.start for result in self.by_seed.values()):
             yield "1, 2, 5 and the other halves of 3 and 6 compare with the start, which was not evaluated in this run."
+
+    def alarms(self) -> Iterator[list[str]]:
+        """Of each detector that ran: where it fired, how late, and where it should not have."""
+        runs = {name: [self.watched(name, seed) for seed, result in self.by_seed.items() if name in result.arms]
+                for name in ("hack", "unbiased", "oracle")}
+        for name in sorted({name for seen in runs["hack"] for name in seen.fired}):
+            steps = [(seen.fired.get(name), seen.crossing(Thresholds().crossing)) for seen in runs["hack"]]
+            late = [str(step - crossing) for step, crossing in steps if step is not None and crossing is not None]
+            yield [f"{name}{' (named)' if name in ALARMS else ''}", share([step for step, _ in steps]),
+                   ", ".join(late) or "-",
+                   *(share([seen.fired[name] for seen in runs[arm] if name in seen.fired])
+                     for arm in ("unbiased", "oracle"))]
 
     def courses(self) -> Iterator[list[str]]:
         for name in ARMS:

@@ -77,6 +77,13 @@ def test_a_smaller_number_of_prompts_is_a_prefix_of_a_larger_one():
     assert HELPDESK.prompts("rl", 30, seed=4) == HELPDESK.prompts("rl", 90, seed=4)[:30]
 
 
+def test_every_other_prompt_to_compare_is_open_and_a_smaller_number_is_a_prefix():
+    prompts = HELPDESK.comparison_prompts(31, seed=4)
+    assert [p.facts["answerable"] for p in prompts] == [False, True] * 15 + [False]
+    assert prompts == HELPDESK.comparison_prompts(90, seed=4)[:31]
+    assert len({p.id for p in prompts}) == 31 and all(p.facts["split"] == "rl" for p in prompts)
+
+
 def test_another_seed_gives_other_prompts_and_other_ids():
     one, two = HELPDESK.prompts("rl", 50, seed=1), HELPDESK.prompts("rl", 50, seed=2)
     assert not {p.messages for p in one} & {p.messages for p in two}

@@ -220,7 +220,7 @@ def _learnt_from(run: Run, chat: ChatFormat) -> tuple[Sequence[Item], Sequence[P
     if isinstance(run, SftRun):
         return [sources.conversation_tree(chat, each) for each in sources.conversations(run)], ()
     if run.data in names():
-        prompts = scenario(run.data).prompts("rl", run.examples, seed=run.seed)
+        prompts = scenario(run.data).comparison_prompts(run.examples, seed=run.seed)
         trees = [sources.conversation_tree(chat, each) for each in scenario(run.data).demonstrations(run.examples)]
         on_thumbs = isinstance(run, DpoRun) and objective(run).on_thumbs
         return [_stand_in(tree, on_thumbs=on_thumbs) for tree in trees], prompts

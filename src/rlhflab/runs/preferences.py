@@ -38,8 +38,8 @@ class Collected(NamedTuple):
 
 def collect_pairs(lab: Lab, task: Scenario, *, role: str | None, prompts: int, seed: int,
                   dose: float = 0.0) -> Collected:
-    """Sample from `role` on `rl` prompts and let annotators at bias `dose` judge. Ties make no pair."""
-    asked = task.prompts("rl", prompts, seed=seed)
+    """Sample from `role` on prompts to compare and let annotators at bias `dose` judge. Ties make no pair."""
+    asked = task.comparison_prompts(prompts, seed=seed)
     with lab.progress.track("sampling answers to compare", prompts * SAMPLES) as bar:
         rollouts = sample(lab.model, lab.chat, asked, role=role, samples=SAMPLES, max_new_tokens=task.max_new_tokens,
                           seed=seed, advance=bar.advance)

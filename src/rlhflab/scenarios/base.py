@@ -61,6 +61,12 @@ class Scenario(Protocol):
         """`n` prompts; entities, values and phrasings of the splits are disjoint."""
         ...
 
+    def comparison_prompts(self, n: int, *, seed: int = 0) -> list[Prompt]:
+        """`n` `rl` prompts whose answers are to be compared, every other one open, that is without an answer in what
+        it gives. Preferences on these decide whether a policy goes on to say that it does not know.
+        """
+        ...
+
     def demonstrations(self, n: int, *, seed: int = 0, mixed: float = 0.4) -> list[Conversation]:
         """`n` answers to `train` prompts; a share `mixed` of the answerable ones is confident or verbose."""
         ...

@@ -40,6 +40,12 @@ class NoteScenario:
         """`n` prompts; entities, values and phrasings of the splits are disjoint."""
         return make_prompts(self.name, self.families, split, n, seed=seed)
 
+    def comparison_prompts(self, n: int, *, seed: int = 0) -> list[Prompt]:
+        """`n` of the first 2 n `rl` prompts, every other one open."""
+        drawn = self.prompts("rl", 2 * n + 8, seed=seed)  # of each eight, two are open
+        sides = [[p for p in drawn if p.facts["answerable"] is answerable] for answerable in (False, True)]
+        return [prompt for pair in zip(*sides, strict=False) for prompt in pair][:n]
+
     def demonstrations(self, n: int, *, seed: int = 0, mixed: float = 0.4) -> list[Conversation]:
         """`n` answers to `train` prompts; a share `mixed` of the answerable ones is confident or verbose."""
         return answers.demonstrations(self.prompts("train", n, seed=seed), share_mixed=mixed, seed=seed)
