@@ -7,8 +7,8 @@
 Each set and each side is a piece in a process of its own, kept as JSON under --out, so that a stopped run goes on with
 the next piece. `--write docs/results/human-data.md` fills the page's tables after every piece. `--jobs 4` works on four
 sets at a time; what it says of seconds is then no comparison. Sides: baselines, ours, trl (its defaults), trl-rate (our
-learning rate). TRL 1.16 is used where this Python has it, else it is installed once into an environment of its own;
-`--installed` takes whatever version this Python has. `--pairs 16 --held-out 8 --model tiny-llama` goes through all of it.
+learning rate). TRL 1.16 is used where this Python has it, else it is installed once into its own environment;
+`--installed` takes this Python's, in any version. `--pairs 16 --held-out 8 --model tiny-llama` goes through all of it.
 """
 
 import argparse
