@@ -137,7 +137,7 @@ def connect(url: sa.URL) -> sa.Engine:
         return sa.create_engine(url, pool_pre_ping=True)
     except ModuleNotFoundError as error:
         raise ConfigError(f"{shown(url)}: PostgreSQL needs a driver that is not installed; run: "
-                          "pip install 'psycopg[binary]'") from error
+                          "pip install 'mini-rlhf-lab[postgres]'") from error
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, record: Any) -> None:
