@@ -1,10 +1,10 @@
 """How quick the annotation pages are on a large store, and whether many annotators at once lose or double a judgment.
 
-    python benchmarks/annotation.py [--comparisons 100000] [--judgments 2000] [--annotators 8] [--folder DIR]
+    python benchmarks/annotation.py [--comparisons 100000] [--judgments 2000] [--annotators 8] [--store URL]
 
 The server is a real process on the loopback, and each annotator a thread that reads pages and sends forms; one form in
-five is sent twice, as after a lost answer. The tests have small versions of both. Exit code 1 where a judgment is
-missing, doubled or given to too many.
+five is sent twice, as after a lost answer. `--store` takes the URL of an empty database. The tests have small versions
+of both. Exit code 1 where a judgment is missing, doubled or given to too many.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def items(n: int) -> Iterator[Item]:
 
 
 @contextmanager
-def served(store: Path, names: list[str], overlap: int) -> Iterator[tuple[dict[str, str], psutil.Process]]:
+def served(store: Path | str, names: list[str], overlap: int) -> Iterator[tuple[dict[str, str], psutil.Process]]:
     """The link of each annotator, and the server's process, while it answers."""
     people = [flag for name in names for flag in ("--annotator", name)]
     server = subprocess.Popen([sys.executable, "-m", "rlhflab", "annotate", str(store), *people, "--port", "0",
@@ -118,14 +118,15 @@ def main() -> int:
     parser.add_argument("--annotators", type=int, default=8)
     parser.add_argument("--overlap", type=int, default=2)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--store")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
-        path = Path(folder) / "store.sqlite"
+        path = asked.store or Path(folder) / "store.sqlite"
         store = Store.open(path)
         started = time.perf_counter()
         store.add(items(asked.comparisons))
         said = {"comparisons": asked.comparisons, "filled in s": round(time.perf_counter() - started, 1),
-                "file MB": round(path.stat().st_size / 1e6)}
+                "file MB": None if asked.store else round(path.stat().st_size / 1e6)}
         started = time.perf_counter()
         Store.open(path).close()
         said["opened in s"] = round(time.perf_counter() - started, 2)

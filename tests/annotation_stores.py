@@ -32,10 +32,13 @@ def item(i: int = 0, *, a: str = "right", b: str | None = "wrong", gold: str | N
                 gold=gold)
 
 
-def store_with(folder: Path, n: int = 3, *, people: tuple[str, ...] = ("anna", "ben"), overlap: int = 1,
+def store_with(place: Path | str, n: int = 3, *, people: tuple[str, ...] = ("anna", "ben"), overlap: int = 1,
                gold: int = 0, clock: Clock | None = None) -> Store:
-    """`n` comparisons, of which the first `gold` are attention checks whose answer a is right."""
-    store = Store.open(folder / "store.sqlite", clock=clock or Clock())
+    """`n` comparisons, of which the first `gold` are attention checks whose answer a is right.
+
+    In a folder, or in what a file name or a URL names.
+    """
+    store = Store.open(place / "store.sqlite" if isinstance(place, Path) else place, clock=clock or Clock())
     store.add(item(i, gold="a" if i < gold else None) for i in range(n))
     store.set_overlap(overlap)
     for name in people:

@@ -25,6 +25,7 @@ class Piece:
     data: str
     """Folder with the set's pairs.jsonl."""
     model: str
+    """A name of the lab; for TRL, a transformers folder."""
     device: str
     everything: bool
     """All rows; else `pairs` and `held_out` many."""
@@ -40,12 +41,6 @@ class Piece:
         """`train` or `held_out`, as `rows` wrote them."""
         return [json.loads(line) for line in (Path(self.folder) / f"{part}.jsonl").read_text(
             encoding="utf-8").splitlines()]
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """Of the rows: the model's folder, and how many were left out."""
-        facts: dict[str, Any] = json.loads((Path(self.folder) / "rows.json").read_text(encoding="utf-8"))
-        return facts
 
     def result(self, right: list[float], seconds: float, **more: Any) -> dict[str, Any]:
         """What a side says of the held-out pairs."""

@@ -19,7 +19,6 @@ from rlhflab.config import RewardRun, make_run
 from rlhflab.data.chat import ChatFormat
 from rlhflab.data.reading import pairs_of
 from rlhflab.data.types import Message, PreferencePair, Prompt
-from rlhflab.model.load import model_folder
 from rlhflab.model.shared import SharedModel
 from rlhflab.progress import Progress
 from rlhflab.rollout.scoring import score_trees
@@ -41,7 +40,7 @@ def rows(piece: Piece) -> dict[str, Any]:
     Random(piece.seed).shuffle(prompts)
     apart = set(prompts[:max(1, round(APART[piece.everything] * len(prompts)))])
     cut = Cut(chat, piece)
-    facts: dict[str, Any] = {"model": str(model_folder(piece.model)[0]), "pairs": len(pairs)}
+    facts: dict[str, Any] = {"model": piece.model, "pairs": len(pairs)}
     for part, most in (("train", piece.pairs), ("held_out", piece.held_out)):
         of_part = [pair for pair in pairs if (pair.prompt.messages in apart) == (part == "held_out")]
         kept = []

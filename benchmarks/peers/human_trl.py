@@ -20,7 +20,7 @@ SCORED = 16
 
 def trl_side(piece: Piece) -> dict[str, Any]:
     """One epoch at TRL's own settings, with an adapter of our shape and a trained score layer; bf16 base."""
-    folder = piece.facts["model"]
+    folder = piece.model
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if PAD in tokenizer.get_vocab():
         tokenizer.pad_token = PAD

@@ -53,9 +53,9 @@ def test_what_repeats_an_earlier_judgment_is_no_vote():
 
 
 @pytest.fixture
-def store(tmp_path):
+def store(place):
     """Four comparisons, one of them an attention check: agreed on a, in conflict, and a tie."""
-    store = store_with(tmp_path, 4, overlap=2, gold=1)
+    store = store_with(place, 4, overlap=2, gold=1)
     for name, verdicts in (("anna", ("a", "a", "tie")), ("ben", ("a", "b", "tie"))):
         for verdict in verdicts:
             judge_next(store, name, verdict, strength=0.5, reason="so", tags=("b:verbose",), seconds=2.0)

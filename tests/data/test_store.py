@@ -14,6 +14,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import event
 
+import postgresql_server
 from annotation_stores import ALWAYS, Clock, item, judge_next, sql, store_with
 from rlhflab.data import tables
 from rlhflab.data.judging import Opinion, Plan, Told
@@ -23,14 +24,14 @@ from rlhflab.errors import ConfigError, DataError
 WHOLE = re.compile(r"SCAN (comparisons|standing|annotators|assignments|judgments)")
 
 
-def test_what_is_there_already_is_not_added_again_even_with_its_sides_exchanged(tmp_path):
-    store = store_with(tmp_path, 2)
+def test_what_is_there_already_is_not_added_again_even_with_its_sides_exchanged(place):
+    store = store_with(place, 2)
     assert store.add([item(0), item(1, a="wrong", b="right"), item(2)]) == (1, 2)
     assert store.counts()["comparisons"] == 3
 
 
-def test_a_failed_import_leaves_nothing(tmp_path):
-    store = store_with(tmp_path, 1)
+def test_a_failed_import_leaves_nothing(place):
+    store = store_with(place, 1)
     with pytest.raises(DataError, match="'p2': its text holds a NUL character"):
         store.add([item(1), item(2, a="\0")])
     assert store.counts()["comparisons"] == 1
@@ -50,8 +51,22 @@ def test_no_program_can_change_what_was_said_or_asked(tmp_path, statement):
     assert list(store.everything()) == before
 
 
-def test_a_correction_is_a_new_row_that_names_the_old_one_its_author_and_the_reason(tmp_path):
-    store = store_with(tmp_path)
+@pytest.mark.parametrize("statement", [
+    "UPDATE judgments SET verdict = 'b'", "DELETE FROM judgments", "TRUNCATE judgments",
+    "INSERT INTO judgments SELECT * FROM judgments ON CONFLICT (id) DO UPDATE SET verdict = 'b'",
+    "UPDATE comparisons SET a = 'other'", "DELETE FROM comparisons", "TRUNCATE comparisons CASCADE"])
+def test_no_program_can_change_what_was_said_or_asked_in_postgresql(postgresql, statement):
+    with postgresql_server.database(postgresql) as url:
+        store = store_with(url)
+        judge_next(store, "anna")
+        before = list(store.everything())
+        with pytest.raises(sa.exc.DBAPIError, match="are only appended"), store._engine.begin() as connection:
+            connection.exec_driver_sql(statement)
+        assert list(store.everything()) == before
+
+
+def test_a_correction_is_a_new_row_that_names_the_old_one_its_author_and_the_reason(place):
+    store = store_with(place)
     first = judge_next(store, "anna", "a")
     second = store.correct(first, "b", author="lead", why="answer a is out of date")
     rows = list(store.all_said())
@@ -62,8 +77,8 @@ def test_a_correction_is_a_new_row_that_names_the_old_one_its_author_and_the_rea
     assert said.id == second and store.last_said("anna") is None, "what the lead wrote is not anna's to undo"
 
 
-def test_a_correction_needs_a_reason_and_a_row_that_nobody_corrected(tmp_path):
-    store = store_with(tmp_path)
+def test_a_correction_needs_a_reason_and_a_row_that_nobody_corrected(place):
+    store = store_with(place)
     first = judge_next(store, "anna", "a")
     with pytest.raises(DataError, match="needs a reason"):
         store.correct(first, "b", author="lead", why=" ")
@@ -77,8 +92,8 @@ def test_a_correction_needs_a_reason_and_a_row_that_nobody_corrected(tmp_path):
         store.correct(second, "good", author="lead", why="slip")
 
 
-def test_what_was_taken_back_is_asked_again_in_the_same_order_and_does_not_count(tmp_path):
-    store = store_with(tmp_path)
+def test_what_was_taken_back_is_asked_again_in_the_same_order_and_does_not_count(place):
+    store = store_with(place)
     given = store.assign("anna", random=Random(3), plan=ALWAYS)
     first = store.judge(given.token, Opinion(verdict="a"), annotator="anna", submission="one")
     store.correct(first, None, author="anna", why="undone")
@@ -90,8 +105,8 @@ def test_what_was_taken_back_is_asked_again_in_the_same_order_and_does_not_count
     assert [said.verdict for said in store.standing(1).said] == ["b"]
 
 
-def test_a_submission_that_is_sent_twice_is_one_judgment(tmp_path):
-    store = store_with(tmp_path)
+def test_a_submission_that_is_sent_twice_is_one_judgment(place):
+    store = store_with(place)
     given = store.assign("anna", random=Random(0), plan=ALWAYS)
     ids = {store.judge(given.token, Opinion(verdict="a"), annotator="anna", submission="same") for _ in range(3)}
     assert len(ids) == 1 and store.counts()["judgments"] == 1
@@ -99,8 +114,8 @@ def test_a_submission_that_is_sent_twice_is_one_judgment(tmp_path):
         store.judge(given.token, Opinion(verdict="b"), annotator="anna", submission="another")
 
 
-def test_only_who_was_asked_can_answer(tmp_path):
-    store = store_with(tmp_path)
+def test_only_who_was_asked_can_answer(place):
+    store = store_with(place)
     given = store.assign("anna", random=Random(0), plan=ALWAYS)
     for token, name in ((given.token, "ben"), ("0" * 32, "anna")):
         with pytest.raises(DataError, match="was not given to you"):
@@ -112,15 +127,15 @@ def test_only_who_was_asked_can_answer(tmp_path):
     (Opinion(verdict="c"), "verdict 'c': must be one of a, b, tie, both_bad, skip"),
     (Opinion(verdict="a", strength=0.0), "strength 0.0: must be above 0 and at most 1"),
     (Opinion(verdict="a", reason="x" * 4001), "text of at most 4000 characters")])
-def test_an_opinion_that_cannot_be_is_refused(tmp_path, opinion, sentence):
-    store = store_with(tmp_path)
+def test_an_opinion_that_cannot_be_is_refused(place, opinion, sentence):
+    store = store_with(place)
     given = store.assign("anna", random=Random(0), plan=ALWAYS)
     with pytest.raises(DataError, match=sentence):
         store.judge(given.token, opinion, annotator="anna", submission="x")
 
 
-def test_each_comparison_goes_to_as_many_annotators_as_the_overlap_says(tmp_path):
-    store = store_with(tmp_path, 2, people=("anna", "ben", "cara"), overlap=2)
+def test_each_comparison_goes_to_as_many_annotators_as_the_overlap_says(place):
+    store = store_with(place, 2, people=("anna", "ben", "cara"), overlap=2)
     judged = {name: 0 for name in ("anna", "ben", "cara")}
     for name in judged:
         while judge_next(store, name) is not None:
@@ -131,22 +146,22 @@ def test_each_comparison_goes_to_as_many_annotators_as_the_overlap_says(tmp_path
     assert judge_next(store, "anna") is None, "nobody is asked the same thing twice"
 
 
-def test_what_is_open_is_given_again_until_it_is_judged(tmp_path):
-    store = store_with(tmp_path)
+def test_what_is_open_is_given_again_until_it_is_judged(place):
+    store = store_with(place)
     tokens = {store.assign("anna", random=Random(seed), plan=ALWAYS).token for seed in range(3)}
     assert len(tokens) == 1
 
 
-def test_what_is_skipped_waits_for_somebody_else(tmp_path):
-    store = store_with(tmp_path, 1)
+def test_what_is_skipped_waits_for_somebody_else(place):
+    store = store_with(place, 1)
     judge_next(store, "anna", "skip")
     assert store.waiting() == 1 and judge_next(store, "anna") is None
     assert judge_next(store, "ben", "b") is not None and store.waiting() == 0
 
 
-def test_what_somebody_keeps_too_long_goes_to_another_and_a_late_judgment_still_counts(tmp_path):
+def test_what_somebody_keeps_too_long_goes_to_another_and_a_late_judgment_still_counts(place):
     clock = Clock()
-    store = store_with(tmp_path, 1, clock=clock)
+    store = store_with(place, 1, clock=clock)
     late = store.assign("anna", random=Random(0), plan=ALWAYS)
     assert store.assign("ben", random=Random(0), plan=ALWAYS) is None
     clock.pass_hours(25)
@@ -155,8 +170,8 @@ def test_what_somebody_keeps_too_long_goes_to_another_and_a_late_judgment_still_
     assert {said.annotator for said in store.standing(1).said} == {"anna", "ben"}
 
 
-def test_which_answer_comes_first_is_drawn_and_kept(tmp_path):
-    store = store_with(tmp_path, 40)
+def test_which_answer_comes_first_is_drawn_and_kept(place):
+    store = store_with(place, 40)
     random, shown = Random(0), []
     for k in range(40):
         given = store.assign("anna", random=random, plan=ALWAYS)
@@ -166,8 +181,8 @@ def test_which_answer_comes_first_is_drawn_and_kept(tmp_path):
     assert [row.shown_first for row in store.all_said()] == shown
 
 
-def test_attention_checks_go_to_everybody_and_tell_who_was_right(tmp_path):
-    store = store_with(tmp_path, 6, gold=2)
+def test_attention_checks_go_to_everybody_and_tell_who_was_right(place):
+    store = store_with(place, 6, gold=2)
     for name, verdict in (("anna", "a"), ("ben", "b")):
         for _ in range(2):
             judge_next(store, name, verdict, plan=Plan(gold_every=1))
@@ -176,8 +191,8 @@ def test_attention_checks_go_to_everybody_and_tell_who_was_right(tmp_path):
     assert store.conflicts() == [] and store.waiting() == 4, "checks are nobody's conflict and never wait"
 
 
-def test_somebody_is_asked_again_only_after_a_while_and_compared_with_themselves(tmp_path):
-    store = store_with(tmp_path, 40)
+def test_somebody_is_asked_again_only_after_a_while_and_compared_with_themselves(place):
+    store = store_with(place, 40)
     plan = Plan(gold_every=0, repeat_every=1)
     for _ in range(20):
         judge_next(store, "anna", "a", plan=plan)
@@ -189,16 +204,16 @@ def test_somebody_is_asked_again_only_after_a_while_and_compared_with_themselves
     assert store.conflicts() == []
 
 
-def test_annotators_are_compared_where_both_judged(tmp_path):
-    store = store_with(tmp_path, 3, overlap=2)
+def test_annotators_are_compared_where_both_judged(place):
+    store = store_with(place, 3, overlap=2)
     for name, verdicts in (("anna", ("a", "b", "skip")), ("ben", ("a", "tie", "a"))):
         for verdict in verdicts:
             judge_next(store, name, verdict)
     assert store.against_others("anna") == store.against_others("ben") == [(1, True), (2, False)]
 
 
-def test_judgments_that_disagree_wait_for_an_adjudicator_who_decides(tmp_path):
-    store = store_with(tmp_path, 2, overlap=2)
+def test_judgments_that_disagree_wait_for_an_adjudicator_who_decides(place):
+    store = store_with(place, 2, overlap=2)
     for name, verdict in (("anna", "a"), ("ben", "b")):
         judge_next(store, name, verdict)
         judge_next(store, name, "tie")
@@ -215,8 +230,8 @@ def test_judgments_that_disagree_wait_for_an_adjudicator_who_decides(tmp_path):
     assert [each.id for each in store.conflicts()] == [1]
 
 
-def test_single_answers_get_good_or_bad_and_no_order(tmp_path):
-    store = Store.open(tmp_path / "s.sqlite")
+def test_single_answers_get_good_or_bad_and_no_order(place):
+    store = Store.open(place)
     store.add([item(0, b=None)])
     store.enrol("anna")
     given = store.assign("anna", random=Random(0), plan=ALWAYS)
@@ -225,8 +240,8 @@ def test_single_answers_get_good_or_bad_and_no_order(tmp_path):
     assert store.counts()["single_answers"] == 1 and store.standing(1).said[0].verdict == "good"
 
 
-def test_judgments_made_elsewhere_turn_with_the_sides_of_their_comparison(tmp_path):
-    store = store_with(tmp_path, 1)
+def test_judgments_made_elsewhere_turn_with_the_sides_of_their_comparison(place):
+    store = store_with(place, 1)
     told = Told(item=item(0, a="wrong", b="right"), annotator="dora", purpose="judge", shown_first="a",
                 opinion=Opinion(verdict="b", tags=("a:verbose", "other")))
     assert store.add_judgments([told]) == (1, 0) and store.add_judgments([told]) == (0, 1)
@@ -235,8 +250,8 @@ def test_judgments_made_elsewhere_turn_with_the_sides_of_their_comparison(tmp_pa
     assert store.waiting() == 0
 
 
-def test_eight_annotators_at_once_lose_and_double_nothing(tmp_path):
-    store = store_with(tmp_path, 60, people=tuple(f"p{i}" for i in range(8)), overlap=2)
+def test_eight_annotators_at_once_lose_and_double_nothing(place):
+    store = store_with(place, 60, people=tuple(f"p{i}" for i in range(8)), overlap=2)
     failures = []
 
     def work(name):
@@ -258,8 +273,8 @@ def test_eight_annotators_at_once_lose_and_double_nothing(tmp_path):
     assert all(len({judgment.annotator for judgment in each}) == 2 for each in said)
 
 
-def test_two_tabs_of_one_annotator_get_the_same_comparison(tmp_path):
-    store = store_with(tmp_path, 30)
+def test_two_tabs_of_one_annotator_get_the_same_comparison(place):
+    store = store_with(place, 30)
     barrier, tokens = threading.Barrier(6), []
 
     def open_tab(seed):
@@ -296,8 +311,8 @@ def test_no_statement_of_a_page_or_a_judgment_reads_a_whole_table(tmp_path):
         assert any(index in step for step in steps), index
 
 
-def test_the_migrations_make_the_tables_that_the_code_knows(tmp_path):
-    store = store_with(tmp_path)
+def test_the_migrations_make_the_tables_that_the_code_knows(place):
+    store = store_with(place)
     with store._engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), tables.metadata) == []
 
@@ -367,9 +382,9 @@ def test_what_cannot_be_a_store_is_said_without_its_password(url, sentence, monk
 
 
 @pytest.mark.parametrize("name", ["", "x" * 65, "anna\nben", "a/b"])
-def test_a_name_that_cannot_be_is_refused(tmp_path, name):
+def test_a_name_that_cannot_be_is_refused(place, name):
     with pytest.raises(ConfigError, match="1 to 64 letters, digits"):
-        store_with(tmp_path, people=(name,))
+        store_with(place, people=(name,))
 
 
 def test_the_migrations_refuse_changes_in_postgresql_too():

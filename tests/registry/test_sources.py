@@ -34,6 +34,17 @@ def test_a_run_folder_tells_data_seeds_parents_rewards_and_evaluations(tmp_path)
     assert [each["adapter"] for each in made.rewards] == [folder_digest(reward), None]
 
 
+@pytest.mark.parametrize("now", ['{"prompt": "other"}\n', None])
+def test_the_digest_that_a_run_wrote_down_counts_when_its_data_is_gone_or_another(tmp_path, now):
+    pairs = tmp_path / "pairs.jsonl"
+    run = run_folder(tmp_path / "run", data=str(pairs))
+    (run / "record.json").write_text(json.dumps({"data": [{"key": "data", "name": str(pairs), "sha256": "a" * 64}]}))
+    if now:
+        pairs.write_text(now)
+    (data,) = provenance(run).data
+    assert (data["sha256"], data["rows"]) == ("a" * 64, None)
+
+
 def test_what_a_scenario_made_has_no_file_and_a_rule(tmp_path):
     made = provenance(run_folder(tmp_path / "run", data="helpdesk"))
     assert made.data[0]["sha256"] is None and "the scenario helpdesk" in made.annotators

@@ -137,6 +137,17 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path: Path, m
     assert outcome(run) == outcome(tmp_path / "whole")
 
 
+def test_a_run_does_not_go_on_with_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                              capsys: pytest.CaptureFixture[str]) -> None:
+    with monkeypatch.context() as patch:
+        stop_at(2, patch)
+        main(command("reward", tmp_path, tmp_path / "run"))
+    data = tmp_path / "mine.jsonl"
+    data.write_text(data.read_text().replace("sorry", "no"))
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 2
+    assert f"{data} is no longer the file the run began with" in capsys.readouterr().err
+
+
 def test_an_unfinished_checkpoint_is_not_taken_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     with monkeypatch.context() as patch:

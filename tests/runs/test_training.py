@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,8 @@ def test_each_method_trains_on_the_users_own_jsonl(kind: str, rows: list[Mapping
     command = ["train", kind, str(recipe(kind)), *SMALL, "--data", str(data), *more, "--out", str(tmp_path / "run")]
     assert main(command) == 0
     assert list((tmp_path / "run" / "roles").glob("*/adapter_model.safetensors"))
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    assert record["data"] == [{"key": "data", "name": str(data), "sha256": sha256(data.read_bytes()).hexdigest()}]
 
 
 def test_the_resolved_run_is_saved_and_reads_back(tmp_path: Path) -> None:

@@ -132,11 +132,10 @@ def _add_judging(pages: Pages, desk: Desk) -> None:
     @pages.app.get("/")
     def start(request: Request) -> Response:
         person = pages.known(request)
-        given = desk.store.assign(person, random=draw, plan=desk.plan) if person in desk.annotators else None
-        last = desk.store.last_said(person)
+        given, last, done = desk.store.turn(person, random=draw, plan=desk.plan if person in desk.annotators else None)
         common: dict[str, Any] = {
             "person": person, "desk": desk, "last": last, "last_words": last and words(last),
-            "done": desk.store.done_by(person), "waiting": waiting(), "news": desk.news()}
+            "done": done, "waiting": waiting(), "news": desk.news()}
         return pages.show("done.html.j2", **common) if given is None else pages.show(
             "judge.html.j2", **common, **shown(given), views=[])
 

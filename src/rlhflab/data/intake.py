@@ -4,12 +4,13 @@ Files of other formats come in by `reading`, with the judgments of annotators th
 before anything is stored, so a broken row leaves the store as it was.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from rlhflab.data import reading
-from rlhflab.data.formats import ANSWER_KEYS, Row, read_comparisons, read_pairs, read_rows, read_thumbs
+from rlhflab.data.files import rows_of
+from rlhflab.data.formats import ANSWER_KEYS, Row, comparison_in, pair_in, thumb_in
 from rlhflab.data.judging import (
     PAIR_VERDICTS,
     SINGLE_VERDICTS,
@@ -52,8 +53,8 @@ def read_items(path: Path) -> tuple[list[Item], list[Told]]:
     """Items and judgments of a file whose rows all have one shape, that of its first row."""
     if detect_form(path) not in OWN_FORMS or path.suffixes[-1:] not in ([".jsonl"], [".gz"]):
         return _of_other_formats(path)
-    rows = list(read_rows(path))
-    items = _shape(rows[0])(path, rows)
+    rows = list(rows_of(path))
+    items = list(_shape(rows[0])(rows))
     return items, [told for item, row in zip(items, rows, strict=True) for told in _judgments(item, row)]
 
 
@@ -87,7 +88,7 @@ def _told(item: Item, judgment: Judgment, where: Located) -> Told:
                 shown_first=judgment.shown_first, at=judgment.at)
 
 
-def _shape(row: Row) -> Callable[[Path, list[Row]], list[Item]]:
+def _shape(row: Row) -> Callable[[Sequence[Row]], Iterator[Item]]:
     if "a" in row.values or "b" in row.values:
         return _comparisons
     if "chosen" in row.values or "rejected" in row.values:
@@ -98,33 +99,34 @@ def _shape(row: Row) -> Callable[[Path, list[Row]], list[Item]]:
                          f"{', '.join(map(repr, row.values)) or 'nothing'}")
 
 
-def _comparisons(path: Path, rows: list[Row]) -> list[Item]:
-    return [_item(row, each.prompt, each.a, each.b) for row, each in zip(rows, read_comparisons(path), strict=True)]
-
-
-def _pairs(path: Path, rows: list[Row]) -> list[Item]:
-    """Pairs to be judged again; which answer was chosen is kept as meta. Which one becomes a says nothing."""
-    items = []
-    for row, pair in zip(rows, read_pairs(path), strict=True):
-        a, b = sorted((pair.chosen, pair.rejected))
-        items.append(_item(row, pair.prompt, a, b, chosen="a" if a == pair.chosen else "b"))
-    return items
-
-
-def _single_answers(path: Path, rows: list[Row]) -> list[Item]:
-    """Answers that get a thumb; a label that is there already is kept as meta."""
-    if "label" in rows[0].values:
-        return [_item(row, each.prompt, each.answer, None, label=each.good)
-                for row, each in zip(rows, read_thumbs(path), strict=True)]
-    items = []
+def _comparisons(rows: Sequence[Row]) -> Iterator[Item]:
     for row in rows:
+        each = comparison_in(row)
+        yield _item(row, each.prompt, each.a, each.b)
+
+
+def _pairs(rows: Sequence[Row]) -> Iterator[Item]:
+    """Pairs to be judged again; which answer was chosen is kept as meta. Which one becomes a says nothing."""
+    for row in rows:
+        pair = pair_in(row)
+        a, b = sorted((pair.chosen, pair.rejected))
+        yield _item(row, pair.prompt, a, b, chosen="a" if a == pair.chosen else "b")
+
+
+def _single_answers(rows: Sequence[Row]) -> Iterator[Item]:
+    """Answers that get a thumb; a label that is there already is kept as meta."""
+    labelled = "label" in rows[0].values
+    for row in rows:
+        if labelled:
+            thumb = thumb_in(row)
+            yield _item(row, thumb.prompt, thumb.answer, None, label=thumb.good)
+            continue
         given = [key for key in ANSWER_KEYS if key in row.values]
         if len(given) != 1:
             raise row.wrong("answer", f"is missing or given twice; a single answer has one of "
                                       f"{', '.join(map(repr, ANSWER_KEYS))}")
         messages, answer = row.prompted_answer(given[0])
-        items.append(_item(row, Prompt(id=row.id, messages=messages, facts=row.facts), answer, None))
-    return items
+        yield _item(row, Prompt(id=row.id, messages=messages, facts=row.facts), answer, None)
 
 
 def _item(row: Row, prompt: Prompt, a: str, b: str | None, **meta: Any) -> Item:

@@ -136,6 +136,16 @@ class Plan:
     """How long a comparison stays with somebody who does not judge it, when nothing else waits."""
 
 
+class Turn(NamedTuple):
+    """What an annotator's page shows."""
+
+    given: Assignment | None
+    last: Said | None
+    """The annotator's latest judgment that stands."""
+    done: int
+    """Assignments that the annotator has judged or skipped."""
+
+
 class Counted(NamedTuple):
     """Rows that were new, and rows that the store had already."""
 

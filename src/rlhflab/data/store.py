@@ -17,6 +17,7 @@ from typing import Any, Self, TypeVar
 
 import sqlalchemy as sa
 
+from rlhflab.data import queries as q
 from rlhflab.data import tables as t
 from rlhflab.data.judging import (
     LONGEST_REASON,
@@ -30,6 +31,7 @@ from rlhflab.data.judging import (
     Side,
     Standing,
     Told,
+    Turn,
     check_name,
     check_opinion,
     sides_turned,
@@ -51,6 +53,10 @@ class Store:
 
     def __init__(self, engine: sa.Engine, name: str, clock: Callable[[], datetime]) -> None:
         self._engine, self.name, self._clock = engine, name, clock
+        self._writer = engine.execution_options(writing=True)
+        self._passing_writer = engine.execution_options(writing=True, lasting=False)
+        self._snapshot = engine.execution_options(isolation_level="REPEATABLE READ") \
+            if engine.dialect.name == "postgresql" else engine
         # SQLite waits by sleeping and trying again, for seconds where eight threads write; a lock wakes the next one.
         self._turn: AbstractContextManager[Any] = threading.Lock() if engine.dialect.name == "sqlite" else nullcontext()
 
@@ -114,7 +120,7 @@ class Store:
             for each in told:
                 there = connection.execute(sa.select(t.comparisons).where(t.comparisons.c.key == each.item.key)).one()
                 self._enrol(connection, each.annotator)
-                if connection.scalar(sa.select(_given(each.annotator, sa.literal(there.id), each.purpose))):
+                if connection.scalar(q.GIVEN, {"by": each.annotator, "of_comparison": there.id, "why": each.purpose}):
                     known += 1
                     continue
                 told_here = each if there.a == each.item.a else sides_turned(each)
@@ -122,7 +128,7 @@ class Store:
                 given = self._give(connection, there.id, each.annotator, each.purpose, told_here.shown_first,
                                    state=_state_after(opinion.verdict))
                 self._append(connection, given, opinion, submission=secrets.token_hex(16), at=each.at)
-                self._recount(connection, t.standing.c.comparison_id == there.id)
+                self._recount(connection, there.id)
                 new += 1
         return Counted(new, known)
 
@@ -139,7 +145,7 @@ class Store:
                 return
             connection.execute(sa.delete(t.settings).where(t.settings.c.name == "overlap"))
             connection.execute(sa.insert(t.settings).values(name="overlap", value=str(annotators)))
-            self._recount(connection, sa.true())
+            self._recount_where(connection, sa.true())
 
     # -- who is asked what ---------------------------------------------------------------------------------------------
 
@@ -148,31 +154,36 @@ class Store:
         with self._transaction(writing=True) as connection:
             self._enrol(connection, annotator)
 
-    def assign(self, annotator: str, *, random: Random, plan: Plan) -> Assignment | None:
-        """What the annotator is to judge next: what is open already, else something new. None where nothing is left.
+    def turn(self, annotator: str, *, random: Random, plan: Plan | None) -> Turn:
+        """An annotator's page: what to judge next, the last judgment, how many are done. No plan: nothing to judge.
 
-        The annotator must be enrolled.
+        To judge is what is open already, else something new. The annotator must be enrolled.
         """
-        opened = sa.select(t.assignments.c.id).where(
-            t.assignments.c.annotator == annotator, t.assignments.c.purpose.in_(("judge", "repeat")),
-            t.assignments.c.state == "open").order_by(t.assignments.c.id).limit(1)
         with self._transaction() as connection:
-            found = connection.scalar(opened)
-            if found is not None:
-                return self._assignment(connection, t.assignments.c.id == found)
-        with self._transaction(writing=True) as connection:
+            last = connection.execute(q.LAST_SAID, {"by": annotator}).first()
+            done = connection.scalar(q.DONE, {"by": annotator}) or 0
+            given = None if plan is None else self._assignment(connection, q.OPEN, by=annotator)
+        if given is None and plan is not None:
+            given = self._assign(annotator, random, plan)
+        return Turn(given, None if last is None else _said(last), done)
+
+    def assign(self, annotator: str, *, random: Random, plan: Plan) -> Assignment | None:
+        """What the annotator is to judge next; None where nothing is left."""
+        return self.turn(annotator, random=random, plan=plan).given
+
+    def _assign(self, annotator: str, random: Random, plan: Plan) -> Assignment | None:
+        # What is lost with the power is asked again, so this need not wait for the disk.
+        with self._transaction(writing=True, lasting=False) as connection:
             # One at a time for each annotator, so that two tabs get the same comparison.
-            cursor = connection.scalar(sa.select(t.annotators.c.cursor).where(
-                t.annotators.c.name == annotator).with_for_update())
-            found = connection.scalar(opened) or self._new_assignment(connection, annotator, cursor or 0, random, plan)
-            return None if found is None else self._assignment(connection, t.assignments.c.id == found)
+            cursor = connection.scalar(q.CURSOR, {"by": annotator})
+            return self._assignment(connection, q.OPEN, by=annotator) or self._new_assignment(
+                connection, annotator, cursor or 0, random, plan)
 
     def assign_conflict(self, adjudicator: str, comparison: int, *, random: Random) -> Assignment | None:
         """The comparison for its adjudicator; None where its judgments do not disagree, or it is decided."""
         with self._transaction(writing=True) as connection:
-            mine = sa.and_(t.assignments.c.comparison_id == comparison, t.assignments.c.annotator == adjudicator,
-                           t.assignments.c.purpose == "adjudicate")
-            found = self._assignment(connection, mine)
+            mine = {"of_comparison": comparison, "by": adjudicator, "why": "adjudicate"}
+            found = self._assignment(connection, q.BY_PURPOSE, **mine)
             if found is not None and found.state == "open":
                 return found
             conflict = connection.scalar(sa.select(t.standing.c.conflict).where(
@@ -184,12 +195,12 @@ class Store:
                 self._give(connection, comparison, adjudicator, "adjudicate", _drawn_side(item.b, random))
             else:
                 self._set_state(connection, found.id, "open")
-            return self._assignment(connection, mine)
+            return self._assignment(connection, q.BY_PURPOSE, **mine)
 
     def assignment(self, token: str) -> Assignment | None:
         """The assignment with this token."""
         with self._transaction() as connection:
-            return self._assignment(connection, t.assignments.c.token == token)
+            return self._assignment(connection, q.BY_TOKEN, secret=token)
 
     # -- what was said -------------------------------------------------------------------------------------------------
 
@@ -199,24 +210,23 @@ class Store:
         DataError where the assignment is somebody else's or judged already, and for an opinion that cannot be.
         """
         with self._transaction(writing=True) as connection:
-            given = self._assignment(connection, t.assignments.c.token == token, lock=True)
+            given = self._assignment(connection, q.BY_TOKEN_LOCKED, secret=token)
             if given is None or given.annotator != annotator:
                 raise DataError("this comparison was not given to you; open the start page for your next one")
-            before = connection.execute(sa.select(t.judgments.c.id, t.judgments.c.assignment_id).where(
-                t.judgments.c.submission == submission)).first()
+            before = connection.execute(q.SUBMITTED, {"form": submission}).first()
             if before is not None:
                 if before.assignment_id != given.id:
                     raise DataError("this form was sent before, with another comparison; open the start page")
                 return int(before.id)
             check_opinion(given.item, opinion)
-            last = connection.execute(_counting(t.judgments.c.assignment_id == given.id)).first()
+            last = connection.execute(q.STANDS, {"number": given.id}).first()
             if last is not None and last.verdict not in (None, "skip"):
                 raise DataError("you have judged this comparison already; undo that judgment to change it")
             row = self._append(connection, given, opinion, submission=submission, at=self._now(),
                                corrects=None if last is None else last.id, author=annotator,
                                why="" if last is None else "judged again")
             self._set_state(connection, given.id, _state_after(opinion.verdict))
-            self._recount(connection, t.standing.c.comparison_id == given.comparison_id)
+            self._recount(connection, given.comparison_id)
             return row
 
     def correct(self, judgment: int, verdict: str | None, *, author: str, why: str,
@@ -237,7 +247,7 @@ class Store:
                 if (later.verdict, later.author) == (verdict, author):
                     return int(later.id)
                 raise DataError(f"judgment {judgment} was corrected before, by judgment {later.id}; correct that one")
-            given = self._assignment(connection, t.assignments.c.id == row.assignment_id)
+            given = self._assignment(connection, q.BY_ID, number=row.assignment_id)
             assert given is not None
             said = _said(row)
             opinion = Opinion(verdict=verdict or "", strength=said.strength if strength is None else strength,
@@ -247,16 +257,13 @@ class Store:
             new = self._append(connection, given, opinion, submission=secrets.token_hex(16), at=self._now(),
                                corrects=judgment, author=author, why=why.strip())
             self._set_state(connection, given.id, _state_after(verdict))
-            self._recount(connection, t.standing.c.comparison_id == given.comparison_id)
+            self._recount(connection, given.comparison_id)
             return new
 
     def last_said(self, annotator: str) -> Said | None:
         """The annotator's latest judgment that stands; what others corrected is theirs."""
         with self._transaction() as connection:
-            rows = connection.execute(_counting(
-                t.judgments.c.annotator == annotator, t.judgments.c.author == annotator,
-                t.judgments.c.verdict.is_not(None)).order_by(t.judgments.c.id.desc()).limit(1))
-            return next(map(_said, rows), None)
+            return next(map(_said, connection.execute(q.LAST_SAID, {"by": annotator})), None)
 
     def all_said(self, moment: sa.Connection | None = None) -> Iterator[Said]:
         """Every row ever written, corrected ones too, in the order of writing."""
@@ -300,14 +307,12 @@ class Store:
     def done_by(self, annotator: str) -> int:
         """Assignments that the annotator has judged or skipped."""
         with self._transaction() as connection:
-            return connection.scalar(sa.select(sa.func.count()).select_from(t.assignments).where(
-                t.assignments.c.annotator == annotator, t.assignments.c.purpose.in_(("judge", "repeat")),
-                t.assignments.c.state.in_(("judged", "skipped")))) or 0
+            return connection.scalar(q.DONE, {"by": annotator}) or 0
 
     def counts(self) -> dict[str, Any]:
         """How many there are of everything."""
         c, s = t.comparisons.c, t.standing.c
-        standing = _counting(t.judgments.c.verdict.is_not(None)).subquery()
+        standing = q.counting(t.judgments.c.verdict.is_not(None)).subquery()
         with self._transaction(snapshot=True) as connection:
             def count(table: sa.FromClause, *where: Any) -> int:
                 return connection.scalar(sa.select(sa.func.count()).select_from(table).where(*where)) or 0
@@ -333,7 +338,7 @@ class Store:
 
     def against_gold(self, annotator: str) -> list[tuple[int, bool]]:
         """(comparison, right or not) of each attention check that the annotator judged."""
-        said = _counting(t.judgments.c.annotator == annotator, t.judgments.c.purpose == "judge",
+        said = q.counting(t.judgments.c.annotator == annotator, t.judgments.c.purpose == "judge",
                          t.judgments.c.verdict.not_in(("skip",))).subquery()
         with self._transaction() as connection:
             rows = connection.execute(sa.select(said.c.comparison_id, said.c.verdict, t.comparisons.c.gold).join(
@@ -343,7 +348,7 @@ class Store:
 
     def against_self(self, annotator: str) -> list[tuple[int, bool]]:
         """(comparison, same verdict or not) of each comparison that the annotator judged twice."""
-        first, again = (_counting(t.judgments.c.annotator == annotator, t.judgments.c.purpose == purpose,
+        first, again = (q.counting(t.judgments.c.annotator == annotator, t.judgments.c.purpose == purpose,
                                   t.judgments.c.verdict.not_in(("skip",))).subquery()
                         for purpose in ("judge", "repeat"))
         with self._transaction() as connection:
@@ -354,9 +359,9 @@ class Store:
     def against_others(self, annotator: str) -> list[tuple[int, bool]]:
         """(comparison, same verdict or not) for each other annotator of the latest shared comparisons; no gold."""
         kept = (t.judgments.c.purpose == "judge", t.judgments.c.verdict.not_in(("skip",)))
-        own = _counting(t.judgments.c.annotator == annotator, *kept).order_by(
+        own = q.counting(t.judgments.c.annotator == annotator, *kept).order_by(
             t.judgments.c.id.desc()).limit(RECENT).subquery()
-        other = _counting(t.judgments.c.annotator != annotator, *kept, t.judgments.c.comparison_id.in_(
+        other = q.counting(t.judgments.c.annotator != annotator, *kept, t.judgments.c.comparison_id.in_(
             sa.select(own.c.comparison_id))).subquery()
         with self._transaction() as connection:
             rows = connection.execute(sa.select(own.c.comparison_id, own.c.verdict, other.c.verdict).join(
@@ -378,11 +383,12 @@ class Store:
                 from error
 
     @contextmanager
-    def _transaction(self, *, writing: bool = False, snapshot: bool = False) -> Iterator[sa.Connection]:
-        """All of it or nothing. `snapshot`: every statement sees the same moment."""
-        engine = self._engine.execution_options(writing=writing)
-        if snapshot and engine.dialect.name == "postgresql":
-            engine = engine.execution_options(isolation_level="REPEATABLE READ")
+    def _transaction(self, *, writing: bool = False, snapshot: bool = False,
+                     lasting: bool = True) -> Iterator[sa.Connection]:
+        """All of it or nothing. `snapshot`: every statement sees the same moment. `lasting`: on the disk at its end."""
+        engine = self._snapshot if snapshot else self._engine
+        if writing:
+            engine = self._writer if lasting else self._passing_writer
         with self._turn if writing else nullcontext(), self._speaking(), engine.begin() as connection:
             yield connection
 
@@ -397,7 +403,7 @@ class Store:
         return stamp(self._clock())
 
     def _overlap(self, connection: sa.Connection) -> int:
-        return int(connection.scalar(sa.select(t.settings.c.value).where(t.settings.c.name == "overlap")) or 1)
+        return int(connection.scalar(q.OVERLAP) or 1)
 
     def _enrol(self, connection: sa.Connection, annotator: str) -> None:
         check_name(annotator)
@@ -405,24 +411,28 @@ class Store:
             connection.execute(sa.insert(t.annotators).values(name=annotator, cursor=0, enrolled_at=self._now()))
 
     def _new_assignment(self, connection: sa.Connection, annotator: str, cursor: int, random: Random,
-                        plan: Plan) -> int | None:
-        """The id of a new assignment of the annotator, None where nothing is left."""
+                        plan: Plan) -> Assignment | None:
+        """A new assignment of the annotator, None where nothing is left."""
         if plan.gold_every and random.random() < 1 / plan.gold_every:
-            gold = connection.scalar(_unseen_gold(annotator))
+            gold = connection.scalar(q.UNSEEN_GOLD, {"by": annotator})
             if gold is not None:
                 return self._give_item(connection, gold, annotator, "judge", random)
         if plan.repeat_every and random.random() < 1 / plan.repeat_every:
             again = self._to_repeat(connection, annotator, random)
             if again is not None:
                 return self._give_item(connection, again, annotator, "repeat", random)
-        found = connection.scalar(_waiting_for(annotator, cursor)) or connection.scalar(_waiting_for(annotator, 0))
+        def waiting(after: int) -> int | None:
+            found: int | None = connection.scalar(q.WAITING, {"by": annotator, "after": after})
+            return found
+
+        found = waiting(cursor) or waiting(0)
         if found is None and self._release(connection, annotator, plan):
-            found = connection.scalar(_waiting_for(annotator, 0))
+            found = waiting(0)
         if found is None:
             return None
         given = self._give_item(connection, found, annotator, "judge", random)
-        connection.execute(sa.update(t.annotators).where(t.annotators.c.name == annotator).values(cursor=found))
-        self._recount(connection, t.standing.c.comparison_id == found)
+        connection.execute(q.MOVE_CURSOR, {"by": annotator, "place": found})
+        self._recount(connection, found)
         return given
 
     def _to_repeat(self, connection: sa.Connection, annotator: str, random: Random) -> int | None:
@@ -438,7 +448,7 @@ class Store:
                                                       t.comparisons.c.gold.is_(None)).exists()
         return connection.scalar(sa.select(own.c.comparison_id).where(
             judged, own.c.id.between(random.randint(first, last), last), no_gold,
-            ~_given(annotator, own.c.comparison_id, "repeat")).order_by(own.c.id).limit(1))
+            ~q.given(sa.literal(annotator), own.c.comparison_id, "repeat")).order_by(own.c.id).limit(1))
 
     def _release(self, connection: sa.Connection, annotator: str, plan: Plan) -> bool:
         """Let others have what somebody has kept for too long; whether there was any."""
@@ -448,74 +458,64 @@ class Store:
         ids = list(connection.scalars(sa.select(t.assignments.c.comparison_id).where(old).distinct()))
         connection.execute(sa.update(t.assignments).where(old).values(state="released"))
         for some in _chunks(ids):
-            self._recount(connection, t.standing.c.comparison_id.in_(some))
+            self._recount_where(connection, t.standing.c.comparison_id.in_(some))
         return bool(ids)
 
     def _give_item(self, connection: sa.Connection, comparison: int, annotator: str, purpose: Purpose,
-                   random: Random) -> int:
+                   random: Random) -> Assignment:
         item = self._item(connection, comparison)
-        return self._give(connection, comparison, annotator, purpose, _drawn_side(item.b, random)).id
+        return self._give(connection, comparison, annotator, purpose, _drawn_side(item.b, random))
 
     def _give(self, connection: sa.Connection, comparison: int, annotator: str, purpose: Purpose,
               shown_first: str | None, state: str = "open") -> Assignment:
         values = {"token": secrets.token_hex(16), "comparison_id": comparison, "annotator": annotator,
                   "purpose": purpose, "shown_first": shown_first, "state": state, "given_at": self._now()}
-        connection.execute(sa.insert(t.assignments).values(**values))
-        found = self._assignment(connection, t.assignments.c.token == values["token"])
+        connection.execute(q.GIVE, values)
+        found = self._assignment(connection, q.BY_TOKEN, secret=values["token"])
         assert found is not None
         return found
 
     def _set_state(self, connection: sa.Connection, assignment: int, state: str) -> None:
-        connection.execute(sa.update(t.assignments).where(t.assignments.c.id == assignment).values(state=state))
+        connection.execute(q.SET_STATE, {"number": assignment, "becomes": state})
 
     def _append(self, connection: sa.Connection, given: Assignment, opinion: Opinion, *, submission: str,
                 at: str | None, corrects: int | None = None, author: str | None = None, why: str = "") -> int:
-        added = connection.execute(sa.insert(t.judgments).values(
-            submission=submission, comparison_id=given.comparison_id, assignment_id=given.id,
-            annotator=given.annotator, purpose=given.purpose, verdict=opinion.verdict or None,
-            strength=opinion.strength, tags=json.dumps(list(opinion.tags), ensure_ascii=False), reason=opinion.reason,
-            shown_first=given.shown_first, seconds=opinion.seconds, at=at, corrects=corrects,
-            author=author or given.annotator, why=why, written_at=self._now()))
+        added = connection.execute(q.APPEND, {
+            "submission": submission, "comparison_id": given.comparison_id, "assignment_id": given.id,
+            "annotator": given.annotator, "purpose": given.purpose, "verdict": opinion.verdict or None,
+            "strength": opinion.strength, "tags": json.dumps(list(opinion.tags), ensure_ascii=False),
+            "reason": opinion.reason, "shown_first": given.shown_first, "seconds": opinion.seconds, "at": at,
+            "corrects": corrects, "author": author or given.annotator, "why": why, "written_at": self._now()})
         assert added.inserted_primary_key is not None
         return int(added.inserted_primary_key[0])
 
-    def _recount(self, connection: sa.Connection, which: sa.ColumnElement[bool]) -> None:
+    def _recount(self, connection: sa.Connection, comparison: int) -> None:
+        """Derive the standing of one comparison again."""
+        self._derive(connection, q.STANDING_LOCKED, q.RECOUNT, of_comparison=comparison)
+
+    def _recount_where(self, connection: sa.Connection, which: sa.ColumnElement[bool]) -> None:
         """Derive the standing of some comparisons again."""
-        here = t.standing.c.comparison_id
+        self._derive(connection, q.standing_locked(which), q.recount(which))
+
+    def _derive(self, connection: sa.Connection, locked: sa.Select[Any], recount: sa.Update, **values: Any) -> None:
         if connection.dialect.name == "postgresql":
             # Whoever waits here counts what was committed meanwhile; the update alone would count before it waits.
-            connection.execute(sa.select(here).where(which).order_by(here).with_for_update())
-        taken = sa.select(sa.func.count()).select_from(t.assignments).where(
-            t.assignments.c.comparison_id == here, t.assignments.c.purpose == "judge",
-            t.assignments.c.state.in_(("open", "judged"))).scalar_subquery()
-        is_gold = sa.select(t.comparisons.c.id).where(t.comparisons.c.id == here,
-                                                      t.comparisons.c.gold.is_not(None)).exists()
-        said = _counting(t.judgments.c.comparison_id == here, t.judgments.c.verdict.not_in(("skip",)),
-                         columns=(t.judgments.c.verdict, t.judgments.c.purpose)).correlate(t.standing).subquery()
-        views = sa.select(sa.func.count(sa.distinct(said.c.verdict))).where(
-            said.c.purpose == "judge").scalar_subquery()
-        decided = sa.select(said.c.verdict).where(said.c.purpose == "adjudicate").exists()
-        overlap = self._overlap(connection)
-        connection.execute(sa.update(t.standing).where(which).values(
-            waiting=sa.case((is_gold, 0), (taken < overlap, overlap - taken), else_=0),
-            conflict=sa.case((is_gold, 0), (decided, 0), (views > 1, 1), else_=0)))
+            connection.execute(locked, values)
+        connection.execute(recount, {"most": self._overlap(connection), **values})
 
-    def _assignment(self, connection: sa.Connection, which: sa.ColumnElement[bool], *,
-                    lock: bool = False) -> Assignment | None:
-        query = sa.select(t.assignments).where(which)
-        row = connection.execute(query.with_for_update() if lock else query).first()
+    def _assignment(self, connection: sa.Connection, query: sa.Select[Any], **values: Any) -> Assignment | None:
+        row = connection.execute(query, values).first()
         if row is None:
             return None
         return Assignment(id=row.id, token=row.token, comparison_id=row.comparison_id, annotator=row.annotator,
-                          purpose=row.purpose, shown_first=row.shown_first, state=row.state,
-                          item=self._item(connection, row.comparison_id))
+                          purpose=row.purpose, shown_first=row.shown_first, state=row.state, item=_item(row))
 
     def _item(self, connection: sa.Connection, comparison: int) -> Item:
-        return _item(connection.execute(sa.select(t.comparisons).where(t.comparisons.c.id == comparison)).one())
+        return _item(connection.execute(q.ITEM, {"of_comparison": comparison}).one())
 
     def _standings(self, connection: sa.Connection, ids: Sequence[int]) -> list[Standing]:
         said: dict[int, list[Said]] = {each: [] for each in ids}
-        for row in connection.execute(_counting(t.judgments.c.comparison_id.in_(ids),
+        for row in connection.execute(q.counting(t.judgments.c.comparison_id.in_(ids),
                                                 t.judgments.c.verdict.is_not(None)).order_by(t.judgments.c.id)):
             said[row.comparison_id].append(_said(row))
         rows = connection.execute(sa.select(t.comparisons).where(t.comparisons.c.id.in_(ids)).order_by(
@@ -534,32 +534,6 @@ def _state_after(verdict: str | None) -> str:
 
 def _drawn_side(b: str | None, random: Random) -> Side | None:
     return None if b is None else random.choice(("a", "b"))
-
-
-def _counting(*where: Any, columns: Sequence[Any] = (t.judgments,)) -> sa.Select[Any]:
-    """Judgments that no other row corrects."""
-    later = t.judgments.alias()
-    return sa.select(*columns).where(*where, ~sa.select(later.c.id).where(
-        later.c.corrects == t.judgments.c.id).exists())
-
-
-def _given(annotator: str, comparison: sa.ColumnElement[int], purpose: Purpose) -> sa.Exists:
-    given = t.assignments.alias()
-    return sa.select(given.c.id).where(given.c.comparison_id == comparison, given.c.annotator == annotator,
-                                       given.c.purpose == purpose).exists()
-
-
-def _waiting_for(annotator: str, after: int) -> sa.Select[Any]:
-    """The first waiting comparison after a place that the annotator was never given. Goes through a partial index."""
-    here = t.standing.c.comparison_id
-    return sa.select(here).where(sa.text("waiting > 0"), here > after, ~_given(annotator, here, "judge")).order_by(
-        here).limit(1).with_for_update(skip_locked=True)
-
-
-def _unseen_gold(annotator: str) -> sa.Select[Any]:
-    here = t.comparisons.c.id
-    return sa.select(here).where(t.comparisons.c.gold.is_not(None), ~_given(annotator, here, "judge")).order_by(
-        here).limit(1)
 
 
 def _item_row(key: str, item: Item, now: str) -> dict[str, Any]:

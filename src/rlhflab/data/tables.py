@@ -20,6 +20,9 @@ from rlhflab.errors import ConfigError, DataError
 WAIT = 30.0
 """Seconds that a writer waits for another one."""
 
+KEPT = 16
+"""Connections that stay open between requests."""
+
 metadata = sa.MetaData()
 
 comparisons = sa.Table(
@@ -126,7 +129,7 @@ def shown(url: sa.URL) -> str:
 def connect(url: sa.URL) -> sa.Engine:
     """An engine whose writers take turns. ConfigError where the driver is missing."""
     if url.get_backend_name() == "sqlite":
-        engine = sa.create_engine(url, connect_args={"timeout": WAIT})
+        engine = sa.create_engine(url, connect_args={"timeout": WAIT}, pool_size=KEPT)
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
@@ -134,7 +137,7 @@ def connect(url: sa.URL) -> sa.Engine:
         return sa.create_engine(url, pool_pre_ping=True)
     except ModuleNotFoundError as error:
         raise ConfigError(f"{shown(url)}: PostgreSQL needs a driver that is not installed; run: "
-                          "pip install 'psycopg[binary]'") from error
+                          "pip install 'mini-rlhf-lab[postgres]'") from error
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, record: Any) -> None:
@@ -145,8 +148,10 @@ def _prepare_sqlite(connection: sqlite3.Connection, record: Any) -> None:
 
 def _begin_sqlite(connection: sa.Connection) -> None:
     # A writer that began as a reader would fail, not wait, where another one wrote in between.
-    writing = connection.get_execution_options().get("writing", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+    options = connection.get_execution_options()
+    if options.get("writing", False):
+        connection.exec_driver_sql(f"PRAGMA synchronous = {'FULL' if options.get('lasting', True) else 'NORMAL'}")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("writing", False) else "BEGIN")
 
 
 def migrate(engine: sa.Engine, name: str, *, create: bool) -> None:

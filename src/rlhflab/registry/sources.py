@@ -125,7 +125,8 @@ def provenance(run: Path) -> Provenance:
         raise RegistryError(f"{run / 'config.yaml'}: must hold keys and values, found {type(config).__name__}")
     record = read_object(run / "record.json") if (run / "record.json").is_file() else {}
     summary = read_object(run / "summary.json") if (run / "summary.json").is_file() else None
-    data = tuple(_data(key, value) for key, value in _leaves(config) if key == "data" or key.endswith(".data"))
+    read = {each["key"]: each["sha256"] for each in record.get("data") or ()}
+    data = tuple(_data(key, name, read.get(key)) for key, name in data_settings(config))
     folders = {key: Path(value) for key, value in _leaves(config) if isinstance(value, str) and value
                and (Path(value) / WEIGHTS).is_file()}
     parents = tuple(folder_digest(path) for key, path in folders.items() if key == "start")
@@ -154,10 +155,17 @@ def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield from _leaves(inner, f"{prefix}.{key}" if prefix else str(key))
 
 
-def _data(key: str, name: Any) -> dict[str, Any]:
-    path = Path(str(name))
-    return {"key": key, "name": str(name), **data_facts(path)} if path.is_file() else {
-        "key": key, "name": str(name), "sha256": None, "rows": None, "judged_by": None}
+def data_settings(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Dotted key and value of each setting that names data: a file or a scenario."""
+    return ((key, str(value)) for key, value in _leaves(config) if key == "data" or key.endswith(".data"))
+
+
+def _data(key: str, name: str, read: str | None) -> dict[str, Any]:
+    """What is known of some data. `read`: the digest that the run wrote down, which counts if the file is another."""
+    path = Path(name)
+    unknown = {"sha256": read, "rows": None, "judged_by": None}
+    facts = data_facts(path) if path.is_file() else unknown
+    return {"key": key, "name": name, **(facts if read in (None, facts["sha256"]) else unknown)}
 
 
 def data_facts(path: Path) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def pooled(rollouts: Sequence[Rollout]) -> list[Pooled]:
     return [Pooled(group[0].prompt, tuple(dict.fromkeys(r.text for r in group if r.text.strip()))) for group in groups]
 
 
-class Judged(NamedTuple):
+class JudgedPool(NamedTuple):
     """What annotators made of a pool."""
 
     pairs: list[PreferencePair]
@@ -65,7 +65,7 @@ class Judged(NamedTuple):
     ties: int
 
 
-def judge(task: Scenario, pool: Iterable[Pooled], *, seed: int, dose: float = 0.0) -> Judged:
+def judge(task: Scenario, pool: Iterable[Pooled], *, seed: int, dose: float = 0.0) -> JudgedPool:
     """Annotators at bias `dose` judge every two answers to a prompt; the same pool can be judged again by others."""
     random = Random(f"annotators-{seed}")
     comparisons = [Comparison(prompt=each.prompt, a=a, b=b) for each in pool for a, b in combinations(each.answers, 2)]
@@ -73,7 +73,7 @@ def judge(task: Scenario, pool: Iterable[Pooled], *, seed: int, dose: float = 0.
     pairs = [PreferencePair(prompt=c.prompt, chosen=c.a if j.verdict == "a" else c.b,
                             rejected=c.b if j.verdict == "a" else c.a, source=j.annotator)
              for c, j in judged if j.verdict in ("a", "b")]
-    return Judged(pairs, len(comparisons), len(judged) - len(pairs))
+    return JudgedPool(pairs, len(comparisons), len(judged) - len(pairs))
 
 
 def write_pool(path: Path, pool: Iterable[Pooled]) -> None:

@@ -17,7 +17,7 @@ from rlhflab.scenarios import names, scenario
 from rlhflab.scenarios.base import Scenario
 
 T = TypeVar("T")
-Judged = TypeVar("Judged", PreferencePair, Thumb)
+PairOrThumb = TypeVar("PairOrThumb", PreferencePair, Thumb)
 MOST_PAIRS = 32
 """Pairs or thumbs of one prompt that share a row: bounds its length, whatever the data."""
 
@@ -78,9 +78,9 @@ def conversation_tree(chat: ChatFormat, conversation: Conversation) -> Tree:
     return Tree(prompt=ids.prompt, answers=(TokenAnswer(ids=ids.ids, scored=ids.scored),))
 
 
-def group_by_prompt(judged: Iterable[Judged]) -> list[list[Judged]]:
+def group_by_prompt(judged: Iterable[PairOrThumb]) -> list[list[PairOrThumb]]:
     """Pairs or thumbs of one prompt together, in the order the prompts came in; a group has at most MOST_PAIRS."""
-    groups: dict[tuple[Message, ...], list[list[Judged]]] = {}
+    groups: dict[tuple[Message, ...], list[list[PairOrThumb]]] = {}
     for each in judged:
         of_prompt = groups.setdefault(each.prompt.messages, [[]])
         if len(of_prompt[-1]) == MOST_PAIRS:
