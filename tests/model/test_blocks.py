@@ -33,7 +33,7 @@ def read(model: SharedModel, role: str) -> list[torch.Tensor]:
 def assert_close(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
     """Relative to the size of each tensor: a gradient is a sum of parts that cancel."""
     for fast, plain in zip(found, expected, strict=True):
-        assert (fast - plain).norm() < 1e-5 * plain.norm() + 1e-8
+        assert (fast - plain).norm() < 5e-5 * plain.norm() + 1e-8
 
 
 @pytest.fixture
