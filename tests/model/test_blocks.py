@@ -46,6 +46,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
     logprobs._compiled.cache_clear()
+    blocks.compiled_block.cache_clear()
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -100,9 +101,9 @@ def test_rows_without_padding_hold_every_token_once_and_see_no_other_row() -> No
         seen = torch.zeros(batch.tokens.numel(), dtype=torch.bool)
         seen[row.place[mask[i, :real]]] = True
         assert torch.equal(seen.view(-1, columns)[place // columns], expected) and seen.sum() == expected.sum()
-    blocks = block_mask(row.branch, row.document)
+    shown = block_mask(row.branch, row.document)
     zero = torch.tensor(0)
-    dense = torch.stack([torch.stack([blocks.mask_mod(zero, zero, torch.tensor(i), torch.tensor(j))
+    dense = torch.stack([torch.stack([shown.mask_mod(zero, zero, torch.tensor(i), torch.tensor(j))
                                       for j in range(real)]) for i in range(real)])
     assert torch.equal(dense, mask[:real, :real])
 

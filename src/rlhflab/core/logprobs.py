@@ -85,7 +85,12 @@ def _by_logit(z: Float[Tensor, "m v"], target: Int[Tensor, " m"], normaliser: Fl
     share = -by_logprob[:, None]
     if by_entropy is not None:
         share = share - by_entropy[:, None] * (logprobs + entropy[:, None])
-    by_logit = logprobs.exp_().mul_(share).scatter_add_(-1, target[:, None], by_logprob[:, None])
+    by_logit = logprobs.exp_().mul_(share)
+    if torch.compiler.is_compiling():  # a scatter would be a kernel of its own, before and behind it the whole chunk
+        hit = torch.arange(z.shape[-1], device=z.device) == target[:, None]
+        by_logit = torch.where(hit, by_logit + by_logprob[:, None], by_logit)
+    else:
+        by_logit.scatter_add_(-1, target[:, None], by_logprob[:, None])
     return by_logit.div_(temperature).to(z.dtype)
 
 

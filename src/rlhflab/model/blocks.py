@@ -7,6 +7,7 @@ of all adapters of all layers of a joint product.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -57,11 +58,7 @@ class FusedBlocks:
     """Reads blocks by `read_block`."""
 
     def __init__(self, *, compiled: bool) -> None:
-        self._read: Callable[..., Tensor] = read_block
-        if compiled:
-            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
-            # Policy and reference are compiled apart; rounding where torch's own kernels round keeps them equal.
-            self._read = torch.compile(read_block, dynamic=False, options={"emulate_precision_casts": True})
+        self._read = compiled_block() if compiled else read_block
         self._frozen: dict[nn.Module, Frozen | None] = {}
 
     def __call__(self, block: nn.Module, adapters: Sequence[str], states: Float[Tensor, "b t d"],
@@ -72,10 +69,17 @@ class FusedBlocks:
         if block not in self._frozen:
             self._frozen[block] = joined(block)
         frozen = self._frozen[block]
-        factors = None if frozen is None else factors_of(block, adapters)
-        if factors is None:
+        if frozen is None or (factors := factors_of(block, adapters)) is None:
             return None
         return self._read(states, options["position_embeddings"], options["attention_mask"], frozen, factors)
+
+
+@cache
+def compiled_block() -> Callable[..., Tensor]:
+    """`read_block` by kernels of its own, for each shape anew. Made once: a shape takes seconds."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
+    # Policy and reference are compiled apart; rounding where torch's own kernels round keeps them equal.
+    return torch.compile(read_block, dynamic=False, options={"emulate_precision_casts": True})
 
 
 def joined(block: Any) -> Frozen | None:
