@@ -56,8 +56,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "one row, compiled, logits compiled": {"columns": 512, "blocks": "compiled", "logits": "compiled"},
     "one row, joint": {"columns": 512, "blocks": "joint"},
     "one row": {"columns": 512},
-    "compiled, logits compiled": {"blocks": "compiled", "logits": "compiled"},
-    "logits compiled": {"logits": "compiled"}}
+    "logits compiled": {"logits": "compiled"},
+    "compiled, logits compiled": {"blocks": "compiled", "logits": "compiled"}}
 """What `SharedModel.read_fast` is asked for, in the order of what is expected of it."""
 WARM, TIMED = 3, 8
 """Steps of each way. Kernels are compiled in the first ones."""
