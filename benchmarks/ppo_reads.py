@@ -43,12 +43,12 @@ def main() -> None:
     one, two = (step(layers, options.prompts, options.new_tokens) for layers in (1, 2))
     found = {part: (one[part] + (options.layers - 1) * (two[part] - one[part])) / 1e9 for part in one}
     each = {part: round(value / options.prompts, 1) for part, value in found.items()}
-    learning = {way: each[way] - each["sampling"] for way in ("once", "twice")}
+    learning = {way: round(each[way] - each["sampling"], 1) for way in ("once", "twice")}
     print(json.dumps({
         "gflop_an_episode": each, "reading_and_learning": learning,
-        "saved": {"of reading and learning": 1 - learning["once"] / learning["twice"],
-                  "of a step with reward and sampling": 1 - (each["once"] + each["reward"]) / (
-                      each["twice"] + each["reward"])}}, indent=2))
+        "saved": {"of reading and learning": round(1 - learning["once"] / learning["twice"], 3),
+                  "of a step with reward and sampling": round(1 - (each["once"] + each["reward"]) / (
+                      each["twice"] + each["reward"]), 3)}}, indent=2))
 
 
 def step(layers: int, prompts: int, new_tokens: int) -> dict[str, float]:
