@@ -167,7 +167,7 @@ class SharedModel:
 
     def read_fast(self, *, columns: int = 0, blocks: Literal["own", "joint", "compiled"] = "own",
                   logits: Literal["own", "compiled"] = "own") -> None:
-        """Other ways to the same numbers, but for rounding, that a GPU may be faster by; without arguments none of them.
+        """Other ways to the same numbers, but for rounding, that a GPU may be faster by; with no argument, none.
 
         `columns`: a batch is read as one row without padding between its trees, of a multiple of so many columns.
         `blocks`: Llama's kind by `rlhflab.model.blocks`, compiled or as it is. `logits`: what is made of them compiled.
