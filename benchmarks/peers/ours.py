@@ -113,9 +113,9 @@ def ppo(job: Job) -> Result:
         facts = Facts(exact=facts.exact, scores={"reward of a given answer": scores(model, given, "reward")},
                       rounded={"summed log-prob of a given answer": logprob_sums(model, given, "reference")})
     return watch.result(len(seen), saved=saved, facts=facts, peak_gflops=matmul_gflops(job.precision), gflop=
-                        # with logits: sampling, old, reference and policy; without: reward, value and value again
-                        gflop(model, tokens, new, forwards=4, backwards=1)
-                        + gflop(model, tokens, 0, forwards=3, backwards=1))
+                        # with logits: sampling, reference and policy; without: reward and value
+                        gflop(model, tokens, new, forwards=3, backwards=1)
+                        + gflop(model, tokens, 0, forwards=2, backwards=1))
 
 
 def write(job: Job) -> Result:

@@ -75,8 +75,11 @@ def test_a_killed_run_goes_on_to_the_same_bits(kind: str, steps: int, tmp_path: 
 STEERED = ["--kl_target", "0.01", "--kl_horizon", "50", "--critic_warmup", "2"]
 
 
+READ_ONCE = ["--epochs", "1", "--minibatches", "1"]
+
+
 @pytest.mark.parametrize(("kind", "flags"), [("ppo", STEERED), ("ppo", ["--advantage.name", "rloo", *STEERED[:4]]),
-                                             ("best_of_n", []), ("online_dpo", [])])
+                                             ("ppo", [*STEERED, *READ_ONCE]), ("best_of_n", []), ("online_dpo", [])])
 def test_a_stopped_run_on_samples_goes_on_with_its_coefficient_and_its_roles(
         kind: str, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"

@@ -92,7 +92,7 @@ def test_policy_optimisation_goes_on_too(run_out: Callable[..., list[int]]) -> N
     settings = {"steps": 2, "epochs": 1, "stop_kl": 10.0,
                 "optimizer": {"learning_rate": 1e-2, "epsilon": 1e-3}}
     train_tiny(models[0], "ppo", micro_tokens=150, **settings)
-    run_out(2)  # the critic's pass over the first micro-batch, behind the policy's
+    run_out(2)  # the policy's pass over the first micro-batch, behind all of the critic's
     steps = train_tiny(models[1], "ppo", micro_tokens=4096, **settings)
     assert steps[0].metrics["micro_tokens"] < 4096 and "micro_tokens" not in steps[1].metrics
     torch.testing.assert_close(weights(models[0]), weights(models[1]), atol=2e-4, rtol=2e-3)

@@ -11,6 +11,9 @@ from rlhflab.config import Lora, make_run
 from rlhflab.data.types import Rollout, Score
 from rlhflab.errors import ConfigError, RunError
 from rlhflab.model.shared import SharedModel
+from rlhflab.train.ppo import Learner
+from rlhflab.train.rollouts import Reading, ScoredRollout, read_rollout
+from rlhflab.train.state import TrainState
 from sampling_runs import Letters, constant, train_tiny
 
 STEADY = {"learning_rate": 1e-2, "epsilon": 1e-3, "schedule": "constant", "warmup": 0.0}
@@ -187,3 +190,83 @@ def test_a_reward_that_tells_nothing_apart_moves_no_weight_of_rloo(llama: Shared
                        end={"rule": "none"})
     assert all(torch.equal(a, b) for a, b in zip(before, llama.parameters("policy"), strict=True))
     assert [step.metrics["constant_rewards"] for step in steps] == [1, 2]
+
+
+def gradient(state: TrainState) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for group in state._optimizer.param_groups for p in group["params"]
+                      if p.grad is not None])
+
+
+@pytest.fixture
+def both_ways(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[torch.Tensor]]:
+    """Let every rollout be learnt from by one read and by two, on the same weights; the gradients of each way."""
+    found: dict[str, list[torch.Tensor]] = {"once": [], "twice": []}
+    optimize = TrainState.optimize
+
+    def read(self: Learner, scored: ScoredRollout) -> Reading:
+        once = self.read_and_learn(scored)
+        found["once"].append(gradient(self.state))
+        self.state.forget_gradients()
+        self._learnt = None
+        twice = read_rollout(self.run, self.model, scored, role=self.role, reference=self.reference)
+        for first, second in zip(once, twice, strict=True):
+            torch.testing.assert_close(first, second, atol=1e-6, rtol=1e-6)
+        return twice
+
+    def recorded(self: TrainState) -> None:
+        found["twice"].append(gradient(self))
+        optimize(self)
+
+    monkeypatch.setattr(Learner, "read", read)
+    monkeypatch.setattr(TrainState, "optimize", recorded)
+    return found
+
+
+@pytest.mark.parametrize("settings", [
+    {"kl_coefficient": 0.1},
+    {"kl_coefficient": 0.1, "advantage": {"name": "gae", "whiten_rewards": True, "baseline": "prompt"}},
+    {"kl_coefficient": 0.1, "advantage": {"name": "gae", "whiten_advantages": False}, "token_mean": "answer"},
+    {"kl_coefficient": 0.1, "kl_in": "loss", "entropy_coefficient": 0.1, "value_clip": None},
+    {"kl_coefficient": 0.1, "advantage": {"name": "rloo"}, "policy_loss": {"name": "reinforce"}},
+    {"kl_coefficient": 0.1, "advantage": {"name": "grpo"}, "temperature": 0.8},
+])
+def test_reading_once_gives_the_gradients_of_reading_twice(
+        llama: SharedModel, both_ways: dict[str, list[torch.Tensor]], settings: dict[str, Any]) -> None:
+    last = train_tiny(llama, "ppo", steps=3, epochs=1, micro_tokens=64, **settings)[-1]
+    assert abs(last.metrics["kl_k3"]) > 1e-4, "the KL term is at work"
+    assert len(both_ways["once"]) == len(both_ways["twice"]) == 3
+    for once, twice in zip(*both_ways.values(), strict=True):
+        assert (once - twice).norm() < 1e-6 * twice.norm()
+
+
+def read_by(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The roles that read for training from now on, in turn; a name in capitals reads with a gradient."""
+    seen: list[str] = []
+    hidden = SharedModel.hidden
+
+    def noted(self: SharedModel, batch: Any, role: str | None) -> torch.Tensor:
+        states = hidden(self, batch, role)
+        seen.append(str(role).upper() if states.requires_grad else str(role))
+        return states
+
+    monkeypatch.setattr(SharedModel, "hidden", noted)
+    return seen
+
+
+def test_a_rollout_that_is_learnt_from_once_is_read_once_by_every_role(
+        llama: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = read_by(monkeypatch)
+    train_tiny(llama, "ppo", steps=1, epochs=1)
+    assert seen == ["None", "VALUE", "POLICY"]
+    seen.clear()
+    train_tiny(SharedModel.load("tiny-llama", dtype="float32", device="cpu"), "ppo", steps=1, epochs=2)
+    assert seen == ["policy", "None", "value", "POLICY", "VALUE", "POLICY", "VALUE"]
+
+
+def test_a_sampler_that_disagrees_with_the_trainer_has_the_rollout_read_again(
+        llama: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlhflab.train.ppo.engine_agrees", lambda gap, *, dtype: False)
+    seen = read_by(monkeypatch)
+    step = train_tiny(llama, "ppo", steps=1, epochs=1, kl_coefficient=0.1)[-1]
+    assert seen == ["None", "VALUE", "POLICY", "value", "POLICY", "VALUE"]
+    assert step.metrics["updates"] == step.state.number == 1

@@ -116,6 +116,33 @@ class Batch:
         return Batch(**{name: getattr(self, name).to(device) for name in self.__slots__ if name != "trunk"})
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OneRow:
+    """The tokens of a batch in one row without the padding between them, u columns; the last ones may be padding."""
+
+    tokens: Int[Tensor, "1 u"]
+    position: Int[Tensor, "1 u"]
+    branch: Int[Tensor, "1 u"]
+    document: Int[Tensor, "1 u"]
+    """Row of the batch that a token is from; PAD for padding. Tokens of different rows do not see each other."""
+    place: Int[Tensor, " k"]
+    """Index into the flattened (b t) of each of the first k columns, which are no padding."""
+
+    @classmethod
+    def of(cls, batch: Batch, *, multiple: int) -> "OneRow":
+        """As many columns as `multiple` divides, so that few lengths occur."""
+        branch = batch.branch.flatten()
+        place = (branch != PAD).nonzero().squeeze(-1)
+        more = -len(place) % multiple
+        row = torch.arange(len(batch.tokens), device=branch.device).repeat_interleave(batch.tokens.shape[1])
+
+        def gathered(values: Tensor, filling: int) -> Tensor:
+            return torch.nn.functional.pad(values.flatten()[place], (0, more), value=filling)[None]
+
+        return cls(tokens=gathered(batch.tokens, 0), position=gathered(batch.position, 0),
+                   branch=gathered(branch, PAD), document=gathered(row, PAD), place=place)
+
+
 class Shelf:
     """Packs trees, some of them again and again, and remembers their trunks up to `room` tokens (with padding)."""
 

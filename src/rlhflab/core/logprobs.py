@@ -5,6 +5,8 @@ and made again in the backward pass.
 """
 
 import math
+from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -27,49 +29,75 @@ class TokenScores(NamedTuple):
 
 
 def token_scores(hidden: Float[Tensor, "s d"], weight: Float[Tensor, "v d"], target: Int[Tensor, " s"], *,
-                 temperature: float = 1.0, chunk: int = CHUNK) -> TokenScores:
+                 temperature: float = 1.0, chunk: int = CHUNK, compiled: bool = False) -> TokenScores:
     """Log softmax(hidden @ weight.T / temperature)[target], and the entropy. `weight` is frozen: it gets no gradient.
 
-    Logits are made in the dtype of `hidden`, everything after that is fp32.
+    Logits are made in the dtype of `hidden`, everything after that is fp32. `compiled`: by kernels that torch makes of
+    what is done with a chunk.
     """
-    return TokenScores(*_TokenScores.apply(hidden, weight, target, temperature, chunk))
+    return TokenScores(*_TokenScores.apply(hidden, weight, target, temperature, chunk, compiled))
 
 
 class _TokenScores(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, temperature: float,
-                chunk: int) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, temperature: float, chunk: int,
+                compiled: bool) -> tuple[Tensor, Tensor]:
         logprob = torch.empty(target.shape, dtype=torch.float32, device=hidden.device)
         entropy, normaliser = torch.empty_like(logprob), torch.empty_like(logprob)
+        read = _compiled(_read) if compiled else _read
         for part in _parts(len(target), chunk):
-            logits = _logits(hidden[part], weight, temperature)
-            normaliser[part] = logits.logsumexp(-1)
-            logprob[part] = logits.gather(-1, target[part, None]).squeeze(-1) - normaliser[part]
-            probability = (logits - normaliser[part, None]).exp_()
-            entropy[part] = normaliser[part] - (probability.mul_(logits)).sum(-1)
+            logprob[part], entropy[part], normaliser[part] = read(
+                linear(hidden[part], weight), target[part], temperature)
         ctx.save_for_backward(hidden, weight, target, normaliser, entropy)
-        ctx.temperature, ctx.chunk = temperature, chunk
+        ctx.temperature, ctx.chunk, ctx.compiled = temperature, chunk, compiled
         ctx.set_materialize_grads(False)  # most losses use one of the two, and None says that the other is not needed
         return logprob, entropy
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, by_logprob: Tensor | None, by_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
-        """D logprob / d z = onehot(target) - p, d H / d z = -p (log p + H), d z / d hidden = weight / temperature.
-
-        z = hidden @ weight.T / temperature, p = softmax(z), H its entropy.
-        """
         hidden, weight, target, normaliser, entropy = ctx.saved_tensors
         by_logprob = torch.zeros_like(entropy) if by_logprob is None else by_logprob
         result = torch.empty_like(hidden)
+        by_logit = _compiled(_by_logit) if ctx.compiled else _by_logit
         for part in _parts(len(target), ctx.chunk):
-            logprobs = _logits(hidden[part], weight, ctx.temperature).sub_(normaliser[part, None])
-            share = -by_logprob[part, None]
-            if by_entropy is not None:
-                share = share - by_entropy[part, None] * (logprobs + entropy[part, None])
-            by_logit = logprobs.exp_().mul_(share).scatter_add_(-1, target[part, None], by_logprob[part, None])
-            result[part] = linear(by_logit.div_(ctx.temperature).to(weight.dtype), weight.T)
-        return result, None, None, None, None
+            result[part] = linear(by_logit(
+                linear(hidden[part], weight), target[part], normaliser[part], entropy[part], by_logprob[part],
+                None if by_entropy is None else by_entropy[part], ctx.temperature), weight.T)
+        return result, None, None, None, None, None
+
+
+def _read(z: Float[Tensor, "m v"], target: Int[Tensor, " m"],
+          temperature: float) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"], Float[Tensor, " m"]]:
+    """Log-prob, entropy and normaliser of a chunk, of its logits before the temperature."""
+    logits = z.float() / temperature
+    normaliser = logits.logsumexp(-1)
+    logprob = logits.gather(-1, target[:, None]).squeeze(-1) - normaliser
+    probability = (logits - normaliser[:, None]).exp_()
+    return logprob, normaliser - (probability.mul_(logits)).sum(-1), normaliser
+
+
+def _by_logit(z: Float[Tensor, "m v"], target: Int[Tensor, " m"], normaliser: Float[Tensor, " m"],
+              entropy: Float[Tensor, " m"], by_logprob: Float[Tensor, " m"], by_entropy: Float[Tensor, " m"] | None,
+              temperature: float) -> Float[Tensor, "m v"]:
+    """The gradient by z: d logprob / d logit = onehot(target) - p, d H / d logit = -p (log p + H), logit = z / T."""
+    logprobs = (z.float() / temperature).sub_(normaliser[:, None])
+    share = -by_logprob[:, None]
+    if by_entropy is not None:
+        share = share - by_entropy[:, None] * (logprobs + entropy[:, None])
+    by_logit = logprobs.exp_().mul_(share)
+    if torch.compiler.is_compiling():  # a scatter would be a kernel of its own, before and behind it the whole chunk
+        hit = torch.arange(z.shape[-1], device=z.device) == target[:, None]
+        by_logit = torch.where(hit, by_logit + by_logprob[:, None], by_logit)
+    else:
+        by_logit.scatter_add_(-1, target[:, None], by_logprob[:, None])
+    return by_logit.div_(temperature).to(z.dtype)
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function by kernels of its own. Made once: it takes seconds."""
+    return torch.compile(function)
 
 
 def _parts(n: int, chunk: int) -> list[slice]:

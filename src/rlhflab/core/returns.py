@@ -134,10 +134,11 @@ def gae(reward: Float[Tensor, " s"], value: Float[Tensor, " s"], owner: Int[Tens
     continues[:-1] = (owner[1:] == owner[:-1]).to(reward.dtype)
     next_value = torch.cat([value[1:], value.new_zeros(1)]) * continues
     delta = reward + gamma * next_value - value
-    advantage, following = torch.empty_like(delta), delta.new_zeros(())
-    for t in range(len(delta) - 1, -1, -1):
-        following = delta[t] + gamma * gae_lambda * continues[t] * following
-        advantage[t] = following
+    backwards, following = [], 0.0
+    for own, goes_on in zip(delta.flip(0).tolist(), continues.flip(0).tolist(), strict=True):
+        following = own + gamma * gae_lambda * goes_on * following
+        backwards.append(following)
+    advantage = delta.new_tensor(backwards).flip(0)
     return Advantages(advantage, advantage + value)
 
 

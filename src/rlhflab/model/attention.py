@@ -20,31 +20,40 @@ ATTENTION = "rlhflab"
 """Name under which transformers finds `attend`."""
 
 
-def branch_mask(branch: Int[Tensor, "b t"]) -> Bool[Tensor, "b 1 t t"]:
+def branch_mask(branch: Int[Tensor, "b t"], document: Int[Tensor, "b t"] | None = None) -> Bool[Tensor, "b 1 t t"]:
     """True where a row's token i sees token j: j is not later, and is of the prompt or of i's own branch.
 
-    Padding sees padding, so that no row of the attention is empty (a softmax over nothing is NaN).
+    Padding sees padding, so that no row of the attention is empty (a softmax over nothing is NaN). `document`: where
+    several prompts lie in one row, that of each token; none sees another.
     """
     same = branch[:, :, None] == branch[:, None, :]
     prompt = branch[:, None, :] == PROMPT
     answers = branch[:, :, None] > PROMPT
-    return (same | (prompt & answers)).tril()[:, None]
+    seen = same | (prompt & answers)
+    if document is not None:
+        seen &= document[:, :, None] == document[:, None, :]
+    return seen.tril()[:, None]
 
 
-def visibility(branch: Int[Tensor, "b t"]) -> Tensor | BlockMask:
+def visibility(branch: Int[Tensor, "b t"], document: Int[Tensor, "b t"] | None = None) -> Tensor | BlockMask:
     """The branch mask as the attention of its device reads it: in blocks on a GPU that can compile, else whole."""
     compiles = branch.is_cuda and importlib.util.find_spec("triton") is not None
-    return block_mask(branch) if compiles else branch_mask(branch)
+    return block_mask(branch, document) if compiles else branch_mask(branch, document)
 
 
-def block_mask(branch: Int[Tensor, "b t"]) -> BlockMask:
+def block_mask(branch: Int[Tensor, "b t"], document: Int[Tensor, "b t"] | None = None) -> BlockMask:
     """`branch_mask` for FlexAttention (Dong et al. 2024, arXiv:2412.05496): blocks that nothing sees are left out."""
     def sees(row: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
         same = branch[row, i] == branch[row, j]
         return (i >= j) & (same | ((branch[row, j] == PROMPT) & (branch[row, i] > PROMPT)))
 
+    def sees_its_own(row: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        assert document is not None
+        return sees(row, head, i, j) & (document[row, i] == document[row, j])
+
     rows, columns = branch.shape
-    return create_block_mask(sees, rows, None, columns, columns, device=branch.device)
+    return create_block_mask(sees if document is None else sees_its_own, rows, None, columns, columns,
+                             device=branch.device)
 
 
 @cache

@@ -33,6 +33,10 @@ class Matrices(NamedTuple):
     """DoRA's factor of each output, fp32; None for plain LoRA."""
 
 
+FusedBlock = Callable[[nn.Module, Sequence[str], Tensor, Mapping[str, Any]], Tensor | None]
+"""Takes a block, the adapters it plays, states and transformers' options; None where the block is of another kind."""
+
+
 class RoleSwitch:
     """Which role the layers play now. None is the base model."""
 
@@ -48,6 +52,8 @@ class RoleSwitch:
         """Blocks below the first that anything trains in: those that a trunk goes through."""
         self.recompute = False
         """Whether activations are recomputed in the backward pass: less memory, about a third more time."""
+        self.fused: FusedBlock | None = None
+        """Another way of reading a block, where it can be read so."""
         self.cast: dict[tuple[int, str], Matrices] | None = None
         """Adapter matrices in the dtype of the base, kept while nothing trains."""
 
@@ -106,7 +112,8 @@ def take_over(model: nn.Module, switch: RoleSwitch) -> None:
 def take_over_blocks(blocks: nn.ModuleList, switch: RoleSwitch) -> None:
     """Let each block share its trunk, drop its activations and recompute them in the role of its forward pass."""
     for number, block in enumerate(blocks):
-        vars(block)["forward"] = partial(_block_forward, block.forward, switch, number)
+        vars(block)["forward"] = partial(_block_forward, partial(_read_block, block, block.forward, switch), switch,
+                                         number)
 
 
 @torch.no_grad()
@@ -165,7 +172,7 @@ def _lora_forward(layer: Any, switch: RoleSwitch, x: Tensor) -> Tensor:
     PEFT computes the products in fp32 under a bf16 base, which halves the speed on a CPU.
     """
     adapters = [adapter for adapter in switch.adapters if adapter in layer.lora_A]
-    if torch.is_grad_enabled() and all(_is_a_product(layer, adapter) for adapter in adapters):
+    if torch.is_grad_enabled() and all(is_a_product(layer, adapter) for adapter in adapters):
         factors = [factors[adapter].weight for adapter in adapters for factors in (layer.lora_A, layer.lora_B)]
         return _LowRankLinear.apply(x, layer.base_layer.weight, layer.base_layer.bias,  # type: ignore[no-any-return]
                                    tuple(layer.scaling[adapter] for adapter in adapters), *factors)
@@ -180,7 +187,7 @@ def _lora_forward(layer: Any, switch: RoleSwitch, x: Tensor) -> Tensor:
     return result
 
 
-def _is_a_product(layer: Any, adapter: str) -> bool:
+def is_a_product(layer: Any, adapter: str) -> bool:
     """Whether the adapter adds x A^T B^T to a layer that is held as it is: no DoRA, no dropout, no 4 bits."""
     return (type(layer.base_layer) is nn.Linear and adapter not in layer.lora_magnitude_vector
             and isinstance(layer.lora_dropout[adapter], nn.Identity))
@@ -287,6 +294,12 @@ def _block_forward(forward: Callable[..., Tensor], switch: RoleSwitch, number: i
     if trunk is not None and number == switch.depth - 1:
         trunk.states = states
     return states
+
+
+def _read_block(block: nn.Module, forward: Callable[..., Tensor], switch: RoleSwitch, states: Tensor, *args: Any,
+                **kwargs: Any) -> Tensor:
+    fused = switch.fused(block, switch.adapters, states, kwargs) if switch.fused and not args else None
+    return forward(states, *args, **kwargs) if fused is None else fused
 
 
 def _compute_block(forward: Callable[..., Tensor], switch: RoleSwitch, *args: Any, **kwargs: Any) -> Tensor:

@@ -20,11 +20,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rlhflab.config import Lora
-from rlhflab.core.batch import Batch
+from rlhflab.core.batch import Batch, OneRow
 from rlhflab.core.logprobs import TokenScores, token_scores
 from rlhflab.errors import ModelError
 from rlhflab.model.adapters import ADAPTER_CONFIG, lora_of, peft_config, read_lora, scaling
 from rlhflab.model.attention import visibility
+from rlhflab.model.blocks import FusedBlocks
 from rlhflab.model.folded import folded
 from rlhflab.model.load import Base, load_base, native_dtype
 from rlhflab.model.roles import (
@@ -77,6 +78,7 @@ class SharedModel:
         self._peft: PeftModel | None = None
         self._heads = nn.ModuleDict()
         self._switch = RoleSwitch()
+        self._columns, self._compiled_logits = 0, False
         blocks: Any = self.decoder.layers
         self._layers = len(blocks)
         self._linear_layers = sorted({name.rpartition(".")[2] for name, layer in blocks.named_modules()
@@ -97,16 +99,27 @@ class SharedModel:
 
     def hidden(self, batch: Batch, role: str | None) -> Float[Tensor, "bt d"]:
         """Last hidden states of the flattened batch, after the final norm. `role` None is the base model."""
+        if self._columns and not self.trunk_blocks:
+            return self._hidden_in_one_row(batch, role)
         with self.playing(role), self._switch.sharing(batch.trunk):
             states = self.decoder(input_ids=batch.tokens, attention_mask=visibility(batch.branch),
                                   position_ids=batch.position, use_cache=False).last_hidden_state
         flat: Tensor = states.flatten(0, 1)
         return flat
 
+    def _hidden_in_one_row(self, batch: Batch, role: str | None) -> Float[Tensor, "bt d"]:
+        """`hidden` without reading padding, whose states are 0."""
+        row = OneRow.of(batch, multiple=self._columns)
+        with self.playing(role):
+            states: Tensor = self.decoder(input_ids=row.tokens, attention_mask=visibility(row.branch, row.document),
+                                          position_ids=row.position, use_cache=False).last_hidden_state[0]
+        return states.new_zeros(batch.tokens.numel(), self.width).index_copy(0, row.place, states[:len(row.place)])
+
     def logprobs(self, batch: Batch, role: str | None, *, temperature: float = 1.0) -> TokenScores:
         """Log-prob and entropy of each scored token under softmax(logits / temperature)."""
         hidden = self.hidden(batch, role)[batch.source]
-        return token_scores(hidden, self.unembedding, batch.target, temperature=temperature)
+        return token_scores(hidden, self.unembedding, batch.target, temperature=temperature,
+                            compiled=self._compiled_logits)
 
     def score(self, batch: Batch, role: str) -> Float[Tensor, " n"]:
         """Raw output of the role's head at each answer's last token, fp32; of several outputs, their mean."""
@@ -151,6 +164,17 @@ class SharedModel:
     def recompute_activations(self, recompute: bool) -> None:
         """Drop activations in the forward pass and recompute them in the backward pass."""
         self._switch.recompute = recompute
+
+    def read_fast(self, *, columns: int = 0, blocks: Literal["own", "joint", "compiled"] = "own",
+                  logits: Literal["own", "compiled"] = "own") -> None:
+        """Other ways to the same numbers, but for rounding, that a GPU may be faster by; with no argument, none.
+
+        `columns`: a batch is read as one row without padding between its trees, of a multiple of so many columns.
+        `blocks`: Llama's kind by `rlhflab.model.blocks`, compiled or as it is. `logits`: what is made of them compiled.
+        """
+        self._columns = columns
+        self._switch.fused = None if blocks == "own" else FusedBlocks(compiled=blocks == "compiled")
+        self._compiled_logits = logits == "compiled"
 
     # -- roles -----------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """Checks that a run learns from what it thinks it learns from. Each stops a run with a sentence."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -41,10 +41,21 @@ def _gap(name: str, difference: Tensor) -> dict[str, float]:
     return {f"{name}_max": float(size.max()), f"{name}_mean": float(size.mean())}
 
 
-def refuse_engine_gap(gap: dict[str, float], *, dtype: torch.dtype) -> None:
+def _engine_limit(dtype: torch.dtype) -> tuple[str, float]:
     """fp32: at most 1e-3 at any token; bf16: at most .05 in the mean."""
-    name, limit = ("engine_gap_max", 1e-3) if dtype == torch.float32 else ("engine_gap_mean", 0.05)
-    if not gap[name] <= limit:
+    return ("engine_gap_max", 1e-3) if dtype == torch.float32 else ("engine_gap_mean", 0.05)
+
+
+def engine_agrees(gap: Mapping[str, float], *, dtype: torch.dtype) -> bool:
+    """Whether sampler and trainer are as close as two kernels on the same weights."""
+    name, limit = _engine_limit(dtype)
+    return gap[name] <= limit
+
+
+def refuse_engine_gap(gap: Mapping[str, float], *, dtype: torch.dtype) -> None:
+    """RunError where `engine_agrees` says no."""
+    if not engine_agrees(gap, dtype=dtype):
+        name, limit = _engine_limit(dtype)
         raise RunError(f"sampler and trainer disagree about the log-probs of the same tokens ({name} {gap[name]:.3g} "
                        f"nats, limit {limit:g}): they do not run the same weights")
 

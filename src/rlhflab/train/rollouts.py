@@ -4,8 +4,9 @@ No advantage, no pair and no loss here. Axes: s scored tokens of a rollout, n an
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -30,8 +31,11 @@ MOST_UNSCORED = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sampled:
-    """A scored rollout as tensors on the CPU, its tokens in the order of `trees` and their answers."""
+class ScoredRollout:
+    """A scored rollout as tensors on the CPU, its tokens in the order of `trees` and their answers.
+
+    Policy and reference have not read it yet.
+    """
 
     number: int
     """Of the step it is for, from 1."""
@@ -48,34 +52,60 @@ class Sampled:
     """By the reward, after clip and end rule."""
     engine: Float[Tensor, " s"]
     """Log-probs the sampler saw."""
-    logprob: Float[Tensor, " s"]
-    """Log-probs of the policy before the update, by the training forward: the ratio's denominator."""
-    entropy: Float[Tensor, " s"]
-    """Of the policy's distribution at each token, before the update."""
-    reference: Float[Tensor, " s"]
-    metrics: dict[str, float | None]
-    """What the rollout looked like before its update."""
     shelf: Shelf = field(default_factory=Shelf)
     """Where the trunks of `trees` are, for all roles that read them."""
+
+    @property
+    def tree_of_token(self) -> Int[Tensor, " s"]:
+        """The number of each token's tree."""
+        return self.prompt[self.owner]
 
     def answers_of_trees(self) -> list[Int[Tensor, " k"]]:
         """The numbers of each tree's answers."""
         return [(self.prompt == i).nonzero().squeeze(-1) for i in range(len(self.trees))]
 
+    def tokens_of(self, trees: Sequence[int]) -> Int[Tensor, " m"]:
+        """The places of the tokens of some trees, one tree after the other."""
+        return torch.cat([(self.tree_of_token == i).nonzero().squeeze(-1) for i in trees])
 
+
+class Reading(NamedTuple):
+    """What policy and reference say of each token before the update, at the temperature of the sampling, on the CPU."""
+
+    logprob: Float[Tensor, " s"]
+    """Log-probs of the policy, by the training forward: the ratio's denominator."""
+    entropy: Float[Tensor, " s"]
+    """Of the policy's distribution at each token."""
+    reference: Float[Tensor, " s"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampled(ScoredRollout):
+    """A rollout that policy and reference have read. The fields of `Reading`, and what it looked like."""
+
+    logprob: Float[Tensor, " s"]
+    entropy: Float[Tensor, " s"]
+    reference: Float[Tensor, " s"]
+    metrics: dict[str, float | None]
+    """What the rollout looked like before its update."""
+
+
+Reader = Callable[[ScoredRollout], Reading]
 Observer = Callable[[Sampled], dict[str, float | None]]
 """Looks at a rollout before its update; what it returns is logged with the step. The loop learns nothing from it."""
 
 
 def sample_rollouts(run: SampledRun, model: SharedModel, prompts: Sequence[Prompt], state: TrainState, *,
-                    chat: ChatFormat, reward: Reward, reference: str | None, observe: Observer,
-                    role: str) -> Iterator[Sampled]:
+                    chat: ChatFormat, reward: Reward, reference: str | None, observe: Observer, role: str,
+                    read: Reader | None = None) -> Iterator[Sampled]:
     """A rollout of `batch` prompts with `samples` answers each, for every step of the run that is not done yet.
 
-    The policy answers as it is when the next rollout is asked for. RunError before the first update where the policy
-    is not its reference, or where sampler and trainer disagree.
+    The policy answers as it is when the next rollout is asked for. `read` lets policy and reference read a rollout,
+    without gradient where it is absent. RunError before the first update where the policy is not its reference, or
+    where sampler and trainer disagree.
     """
     assert run.steps is not None
+    read = read or partial(read_rollout, run, model, role=role, reference=reference)
     constant = ConstantRewards()
     state.carry("constant_rewards", constant)
     for name, each in getattr(reward, "carried", {}).items():
@@ -88,7 +118,7 @@ def sample_rollouts(run: SampledRun, model: SharedModel, prompts: Sequence[Promp
                           seed=run.seed * 1_000_003 + number)
         rollouts, scores, unscored = keep_scored(rollouts, reward(rollouts))
         prices: Mapping[str, float | None] = getattr(reward, "metrics", {})
-        sampled = read_rollout(run, model, rollouts, scores, number=number + 1, role=role, reference=reference)
+        sampled = as_read(scored := scored_rollout(run, rollouts, scores, number=number + 1), read(scored))
         if number == 0:
             state.note(refuse_wrong_reference(sampled.logprob, sampled.reference, role=role, name=reference))
             refuse_engine_gap(engine_gap(sampled.engine, sampled.logprob), dtype=model.unembedding.dtype)
@@ -97,29 +127,40 @@ def sample_rollouts(run: SampledRun, model: SharedModel, prompts: Sequence[Promp
         yield sampled
 
 
-def read_rollout(run: SampledRun, model: SharedModel, rollouts: Sequence[Rollout], scores: Sequence[Score], *,
-                 number: int, role: str, reference: str | None) -> Sampled:
-    """Log-probs of a rollout's tokens under the policy and its reference, at the temperature of the sampling."""
-    trees, shelf = rollout_trees(rollouts), Shelf()
+def scored_rollout(run: SampledRun, rollouts: Sequence[Rollout], scores: Sequence[Score], *,
+                   number: int) -> ScoredRollout:
+    """Answers and their scores as tensors."""
+    trees = rollout_trees(rollouts)
     lengths = torch.tensor([len(rollout.token_ids) for rollout in rollouts])
-    read = partial(tree_token_scores, model, trees, micro_tokens=run.micro_tokens, temperature=run.temperature,
-                   shelf=shelf)
-    (logprob, entropy), (reference_logprob, _) = (torch.cat(read(role=each)).T.contiguous()
-                                                  for each in (role, reference))
-    values = values_of(scores)
-    engine = torch.tensor([x for rollout in rollouts for x in rollout.logprobs])
-    n = len(rollouts)
-    return Sampled(
-        number=number, rollouts=rollouts, scores=scores, trees=trees, shelf=shelf,
-        owner=torch.repeat_interleave(torch.arange(n), lengths),
+    return ScoredRollout(
+        number=number, rollouts=rollouts, scores=scores, trees=trees,
+        owner=torch.repeat_interleave(torch.arange(len(rollouts)), lengths),
         prompt=torch.tensor([i for i, tree in enumerate(trees) for _ in tree.answers]),
         score=torch.tensor([end_score(run.end, clipped(score, run.reward_clip), stopped=rollout.stopped)
-                            for rollout, score in zip(rollouts, values, strict=True)]),
-        engine=engine, logprob=logprob, entropy=entropy, reference=reference_logprob,
-        metrics={
-            "proxy": sum(values) / n, "stop_rate": sum(rollout.stopped for rollout in rollouts) / n,
-            **kl_an_answer(logprob, reference_logprob, n), "tokens": float(sum(len(tree) for tree in trees)),
-            **engine_gap(engine, logprob)})
+                            for rollout, score in zip(rollouts, values_of(scores), strict=True)]),
+        engine=torch.tensor([x for rollout in rollouts for x in rollout.logprobs]))
+
+
+def read_rollout(run: SampledRun, model: SharedModel, scored: ScoredRollout, *, role: str,
+                 reference: str | None) -> Reading:
+    """Policy and reference read a rollout without gradient."""
+    read = partial(tree_token_scores, model, scored.trees, micro_tokens=run.micro_tokens, temperature=run.temperature,
+                   shelf=scored.shelf)
+    (logprob, entropy), (reference_logprob, _) = (torch.cat(read(role=each)).T.contiguous()
+                                                  for each in (role, reference))
+    return Reading(logprob, entropy, reference_logprob)
+
+
+def as_read(scored: ScoredRollout, reading: Reading) -> Sampled:
+    """The rollout with what policy and reference said of it."""
+    n = len(scored.rollouts)
+    metrics: dict[str, float | None] = {
+        "proxy": sum(values_of(scored.scores)) / n,
+        "stop_rate": sum(rollout.stopped for rollout in scored.rollouts) / n,
+        **kl_an_answer(reading.logprob, reading.reference, n),
+        "tokens": float(sum(len(tree) for tree in scored.trees)), **engine_gap(scored.engine, reading.logprob)}
+    return Sampled(**{each.name: getattr(scored, each.name) for each in fields(scored)}, **reading._asdict(),
+                   metrics=metrics)
 
 
 def kl_an_answer(logprob: Float[Tensor, " s"], reference: Float[Tensor, " s"], n: int) -> dict[str, float]:

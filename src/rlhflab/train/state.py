@@ -188,16 +188,22 @@ class TrainState:
     def accumulate(self, lengths: Sequence[int], learn: Callable[[list[int]], T], *, micro_tokens: int) -> list[T]:
         """Add up the gradients of an optimizer step: `learn` does forward and backward of each micro-batch.
 
-        It is told the items' numbers; `lengths` are theirs in tokens. Where the device runs out of memory, the step is
-        done again from its start, in micro-batches of half the size, and so are those that follow: gradients, metrics
-        and random state are put back, so that the result is that of a run with the smaller size. Returns what `learn`
-        returned. RunError where a single item does not fit.
+        It is told the items' numbers; `lengths` are theirs in tokens. Returns what `learn` returned.
+        """
+        return self.within_memory(lengths, lambda groups: [learn(group) for group in groups], micro_tokens=micro_tokens)
+
+    def within_memory(self, lengths: Sequence[int], work: Callable[[list[list[int]]], T], *, micro_tokens: int) -> T:
+        """`work` on the items of an optimizer step in micro-batches: one pass over them, or several.
+
+        Where the device runs out of memory, the step is done again from its start, in micro-batches of half the size,
+        and so are those that follow: gradients, metrics and random state are put back, so that the result is that of a
+        run with the smaller size. RunError where a single item does not fit.
         """
         meter, random = self.meter.copy(), random_state()
         while True:
             groups = micro_batches(lengths, self._limit.of(micro_tokens))
             try:
-                return [learn(group) for group in groups]
+                return work(groups)
             except torch.OutOfMemoryError as error:
                 self._limit.halve(groups, lengths, error)
             # Behind the block the error is gone, and with it the frames that hold the tensors.
