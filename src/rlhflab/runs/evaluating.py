@@ -15,9 +15,9 @@ from rlhflab.core.stats import Estimate
 from rlhflab.data.formats import finite, turn_rows
 from rlhflab.data.types import Prompt, Rollout, Score
 from rlhflab.errors import ConfigError, DataError, ModelError
-from rlhflab.model.adapters import ADAPTER_CONFIG
+from rlhflab.model.adapters import ADAPTER, ADAPTER_CONFIG
 from rlhflab.model.load import cache_folder, model_folder, weights_digest
-from rlhflab.model.shared import ADAPTER, SharedModel, adapter_digest, base_of
+from rlhflab.model.shared import SharedModel, adapter_digest, base_of
 from rlhflab.progress import Progress
 from rlhflab.rollout.constraints import check_source
 from rlhflab.rollout.ifeval import registry_of_lm_eval
