@@ -50,6 +50,11 @@ class Source:
     run: Path | None
 
     @property
+    def folder(self) -> Path:
+        """The adapter's own, which may lie below the one that was looked at."""
+        return self.files[CONFIG].parent
+
+    @property
     def rank(self) -> int:
         """Of the two factors."""
         return int(self.config["r"])
