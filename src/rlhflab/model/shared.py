@@ -45,7 +45,7 @@ from rlhflab.model.roles import (
     take_over,
     take_over_blocks,
 )
-from rlhflab.registry.sources import lacking
+from rlhflab.registry.sources import base_named, lacking
 
 HEAD, RECORD = "head.safetensors", "rlhflab.json"
 
@@ -439,15 +439,9 @@ def read_record(folder: Path) -> RoleRecord | None:
 
 def base_of(adapter: Path) -> str:
     """Name of the base an adapter says it was trained on."""
-    for name, key in ((RECORD, "base"), (ADAPTER_CONFIG, "base_model_name_or_path")):
-        path = adapter / name
-        try:
-            found = json.loads(path.read_text()).get(key) if path.is_file() else None
-        except ValueError as error:
-            raise ModelError(f"{path}: is not JSON: {error}") from error
-        if found:
-            return str(found)
-    raise ModelError(f"{adapter}: does not say which base it was trained on; name it with --model")
+    if (found := base_named(adapter)) is None:
+        raise ModelError(f"{adapter}: does not say which base it was trained on; name it with --model")
+    return found
 
 
 def adapter_digest(folder: Path) -> str:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rlhflab.errors import RegistryError
-from rlhflab.registry.audit import BUNDLE, SUMS, verify
+from rlhflab.registry.audit import BUNDLE, SUMS, refuse_damaged
 from rlhflab.registry.cards import change_log, model_card
 from rlhflab.registry.records import (
     ADAPTERS,
@@ -94,11 +94,7 @@ def export(registry: Registry, adapter: Adapter, out: Path) -> Path:
     """Write the bundle to the new folder or `.tar` file `out`. RegistryError where the adapter was damaged."""
     if out.exists():
         raise RegistryError(f"{out}: exists already; give another --out, or remove it yourself")
-    found = verify(registry, adapter.digest)
-    if not found["ok"]:
-        first = found["failures"][0]
-        raise RegistryError(f"{registry.folder / first['path']}: is damaged: expected {first['expected']}, found "
-                            f"{first['found']}; nothing was exported")
+    refuse_damaged(registry, adapter)
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:

@@ -147,6 +147,15 @@ def _check_tensors(path: Path, part: str) -> None:
         raise RegistryError(f"{path}: has no tensor whose name holds {part!r}, found {len(names)} others")
 
 
+def base_named(folder: Path) -> str | None:
+    """The base that the files of an adapter folder name; None where they name none."""
+    for name, key in ((ROLE, "base"), (CONFIG, "base_model_name_or_path")):
+        found = read_object(folder / name).get(key) if (folder / name).is_file() else None
+        if found:
+            return str(found)
+    return None
+
+
 def provenance(run: Path) -> Provenance:
     """What a run folder of this lab holds about how its roles came to be."""
     try:
