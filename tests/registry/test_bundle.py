@@ -69,7 +69,7 @@ def test_a_tampered_bundle_ends_with_2_and_one_that_is_none_is_one_sentence(regi
 
 def test_a_damaged_adapter_is_not_exported(registry, tmp_path):
     (registry.path_of(registry.state().find("one")) / "adapter_config.json").write_text("{}")
-    with pytest.raises(RegistryError, match=r"is damaged.*nothing was exported"):
+    with pytest.raises(RegistryError, match=r"is damaged.*nothing was done with it"):
         exported(registry, tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
 

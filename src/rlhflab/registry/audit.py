@@ -51,7 +51,7 @@ def refuse_damaged(registry: Registry, adapter: Adapter) -> None:
     if not found["ok"]:
         first = found["failures"][0]
         raise RegistryError(f"{registry.folder / first['path']}: is damaged: expected {first['expected']}, found "
-                            f"{first['found']}")
+                            f"{first['found']}; nothing was done with it")
 
 
 def _verify(registry: Registry, name: str | None, *, key: Path | None, ends_with: str | None) -> dict[str, Any]:
