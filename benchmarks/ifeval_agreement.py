@@ -65,7 +65,6 @@ def stored(folder: Path) -> Iterator[tuple[dict[str, Any], str]]:
 
 def ours(doc: Mapping[str, Any], answer: str) -> Verdicts:
     """Each instruction as a prompt of its own, since the lab scores prompts."""
-    seeded()
     alone = [Prompt(id=str(doc["key"]), messages=(Message(role="user", content=doc["prompt"]),),
                     facts={"instruction_id_list": [name], "kwargs": [options]})
              for name, options in zip(doc["instruction_id_list"], doc["kwargs"], strict=True)]
@@ -86,7 +85,6 @@ def whole(doc: Mapping[str, Any], answer: str, *, loose: bool) -> tuple[float | 
     """Prompt-level, by the lab and by lm-eval."""
     from lm_eval.tasks.ifeval.utils import process_results
 
-    seeded()
     prompt = Prompt(id=str(doc["key"]), messages=(Message(role="user", content=doc["prompt"]),), facts=dict(doc))
     mine = follows(prompt, answer, loose=loose, share=False).value
     seeded()
@@ -94,7 +92,7 @@ def whole(doc: Mapping[str, Any], answer: str, *, loose: bool) -> tuple[float | 
 
 
 def seeded() -> None:
-    """The detection of languages and some checkers draw at random."""
+    """For lm-eval, which seeds neither the detection of languages nor the checkers that draw; the lab does."""
     import langdetect
 
     langdetect.DetectorFactory.seed = 0

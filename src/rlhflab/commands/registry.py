@@ -256,11 +256,13 @@ def export_command(name: str, /, *, out: Path | None = None, mlflow: bool = Fals
     Args:
         name: An adapter's name, the start of its digest, or a deployment.
         out: The new folder, or a file that ends in .tar.
-        mlflow: Log it as an MLflow run, where mlflow is installed.
+        mlflow: Log it as an MLflow run, where mlflow is installed: its files and card as artifacts, recorded facts as
+            parameters and tags, evaluations as metrics.
         registry: Its folder; $RLHFLAB_REGISTRY, or registry here, where absent.
         as_json: Print where it is as JSON.
     """
-    from rlhflab.registry.bundle import HOW, export, log_to_mlflow
+    from rlhflab.registry.bundle import HOW, export
+    from rlhflab.registry.to_mlflow import log_to_mlflow
 
     place = _open(registry_folder(registry))
     adapter = place.state().find(name)

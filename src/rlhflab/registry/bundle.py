@@ -154,18 +154,3 @@ def unpacked(path: Path) -> Iterator[Path]:
         if len(folders) != 1:
             raise RegistryError(f"{path}: is not a bundle: it has no {BUNDLE}")
         yield folders[0]
-
-
-def log_to_mlflow(registry: Registry, adapter: Adapter) -> str:
-    """Log the adapter, its card and its facts as one MLflow run; the run's id. RegistryError without mlflow."""
-    try:
-        import mlflow  # type: ignore[import-not-found, unused-ignore]
-    except ImportError as error:
-        raise RegistryError("--mlflow: mlflow is not installed; pip install mlflow, or leave --mlflow out") from error
-    entries = registry.entries()
-    with mlflow.start_run(run_name=adapter.name) as run:
-        mlflow.set_tags({"digest": adapter.digest, "base": str(adapter.base.name),
-                         "base_digest": str(adapter.base.digest), "ledger": entries[-1].hash})
-        mlflow.log_artifacts(str(registry.path_of(adapter)), "adapter")
-        mlflow.log_text(model_card(adapter, state_of(entries), signed=registry.signed), CARD)
-    return str(run.info.run_id)
