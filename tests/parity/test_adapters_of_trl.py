@@ -51,9 +51,14 @@ def test_the_output_folder_and_each_checkpoint_read_as_in_peft(output: Path, lla
         with torch.no_grad(), llama.playing(role):
             states = llama.decoder(input_ids=IDS).last_hidden_state
             ours = torch.nn.functional.linear(states, llama.unembedding).log_softmax(-1)
-            before = llama.base.model(input_ids=IDS).logits.log_softmax(-1)
         torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
+        with torch.no_grad():
+            before = llama.base.model(input_ids=IDS).logits.log_softmax(-1)
         assert (expected - before).abs().max() > 1e-3
+
+
+def test_the_reference_that_trl_saves_beside_it_is_found_by_its_name(output: Path) -> None:
+    assert look_at(output, role="ref").folder == output / "ref"
 
 
 def test_its_files_tell_of_trl_its_version_steps_and_learning_rate(output: Path) -> None:
