@@ -16,7 +16,8 @@ from rlhflab.core.batch import pack
 from rlhflab.data.chat import ChatFormat
 from rlhflab.model.load import model_folder, weights_digest
 from rlhflab.model.plain import plain_logprobs
-from rlhflab.model.shared import SharedModel, base_of
+from rlhflab.model.shared import SharedModel
+from rlhflab.registry.sources import base_named
 from slow_twins import plain_logprobs as twin_logprobs
 
 IDS = torch.tensor([[1, 50, 60, 70, 2]])
@@ -123,7 +124,7 @@ def test_what_cannot_be_exported_is_one_sentence(tmp_path: Path, capsys: pytest.
 def test_the_base_of_an_adapter_from_elsewhere_is_the_one_its_config_names(tmp_path: Path) -> None:
     adapter, _ = adapter_folder(tmp_path / "policy")
     (adapter / "rlhflab.json").unlink()
-    assert base_of(adapter) == "tiny-llama"
+    assert base_named(adapter) == "tiny-llama"
 
 
 def test_plain_logprobs_are_those_of_the_twin(llama: SharedModel) -> None:

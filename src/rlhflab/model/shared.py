@@ -45,7 +45,7 @@ from rlhflab.model.roles import (
     take_over,
     take_over_blocks,
 )
-from rlhflab.registry.sources import base_named, lacking
+from rlhflab.registry.sources import lacking
 
 HEAD, RECORD = "head.safetensors", "rlhflab.json"
 
@@ -435,13 +435,6 @@ def read_record(folder: Path) -> RoleRecord | None:
         return RoleRecord(**{key: _as_tuple(value) for key, value in json.loads(path.read_text()).items()})
     except (TypeError, ValueError) as error:
         raise ModelError(f"{path}: is not a role record: {error}") from error
-
-
-def base_of(adapter: Path) -> str:
-    """Name of the base an adapter says it was trained on."""
-    if (found := base_named(adapter)) is None:
-        raise ModelError(f"{adapter}: does not say which base it was trained on; name it with --model")
-    return found
 
 
 def adapter_digest(folder: Path) -> str:
