@@ -86,8 +86,8 @@ def simulated(policy: str, gates: int, seed: int = 0) -> dict[str, Any]:
 
 def on_adapters(policy: str, adapters: list[Path], out: Path) -> dict[str, Any]:
     """The gate on every ordered pair, and the discordance of each row over them."""
-    from rlhflab.runs.evaluating import target_of
     from rlhflab.runs.gate import run_gate
+    from rlhflab.runs.targets import target_of
 
     records = []
     for one, other in permutations(adapters, 2):

@@ -163,7 +163,8 @@ def test_rates_are_shown_with_interval_and_count_and_an_endless_bound_is_null_in
         (out / "results.json").write_text(json.dumps(finite(results)))
         return out
 
-    stand_in("rlhflab.runs.evaluating", evaluate=evaluate, target_of=str)
+    stand_in("rlhflab.runs.evaluating", evaluate=evaluate)
+    stand_in("rlhflab.runs.targets", target_of=lambda text, registry: text)
     out = tmp_path / "out"
     assert main(["evaluate", "m", "brevity", "--out", str(out)]) == 0
     assert capsys.readouterr().out.startswith("a.x: 0.250 [0.125, 1.000] n=2\na.y: 0.250 [-inf, 1.000] n=2\na.z: -\n")

@@ -203,12 +203,14 @@ def test_an_adapter_that_another_tool_wrote_gives_its_logits(options: dict[str, 
 
 
 @pytest.mark.parametrize(("key", "value", "sentence"), [
-    ("rank_pattern", {"q_proj": 8}, "rank_pattern is set; only adapters with one rank and scale"),
-    ("alpha_pattern", {"q_proj": 8}, "alpha_pattern is set"),
-    ("lora_bias", True, "lora_bias is set"),
+    ("rank_pattern", {"q_proj": 8}, "layers.0.self_attn.q_proj has rank 4, and r and rank_pattern say 8"),
+    ("lora_bias", True, "lora_bias is set: the adapter has biases of its own; let PEFT merge it into its base"),
+    ("modules_to_save", ["lm_head"], "modules_to_save is set: whole layers are trained beside the LoRA factors"),
+    ("trainable_token_indices", [3], "trainable_token_indices is set: rows of the embedding are trained"),
+    ("target_parameters", ["w"], "target_parameters is set: only adapters that are the product of two matrices"),
     ("init_lora_weights", "pissa", "init_lora_weights is 'pissa', which changes the base weights"),
     ("bias", "all", "bias is 'all'"),
-    ("layers_to_transform", [0], r"layers_to_transform is \[0\]; only an adapter on all 2 blocks or on the last"),
+    ("layers_to_transform", [0], r"layers_to_transform is \[0\], and there are tensors for .*layers\.1\."),
     ("r", None, "is not a LoRA configuration"),
     ("target_modules", ["no_such"], "cannot be adapted so: Target modules"),
     ("target_modules", ["embed_tokens"], "embed_tokens is not a linear layer of the blocks"),

@@ -9,7 +9,7 @@ from registry_folders import everything, promote, registry_of
 from rlhflab.cli import main
 from rlhflab.errors import RegistryError
 from rlhflab.registry.audit import verify
-from rlhflab.registry.bundle import export, log_to_mlflow, unpacked
+from rlhflab.registry.bundle import export, unpacked
 from rlhflab.registry.store import Registry
 
 
@@ -69,7 +69,7 @@ def test_a_tampered_bundle_ends_with_2_and_one_that_is_none_is_one_sentence(regi
 
 def test_a_damaged_adapter_is_not_exported(registry, tmp_path):
     (registry.path_of(registry.state().find("one")) / "adapter_config.json").write_text("{}")
-    with pytest.raises(RegistryError, match=r"is damaged.*nothing was exported"):
+    with pytest.raises(RegistryError, match=r"is damaged.*nothing was done with it"):
         exported(registry, tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
 
@@ -78,9 +78,3 @@ def test_an_unsigned_bundle_says_so(tmp_path):
     bundle = exported(registry_of(tmp_path, "one", signed=False), tmp_path / "bundle")
     assert "**Unsigned.**" in (bundle / "VERIFY.md").read_text() and instructed(bundle).returncode == 0
     assert "Signed: no: nothing proves" in (bundle / "MODEL_CARD.md").read_text()
-
-
-def test_without_mlflow_its_export_is_one_sentence(registry, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "mlflow", None)
-    with pytest.raises(RegistryError, match="--mlflow: mlflow is not installed"):
-        log_to_mlflow(registry, registry.state().find("one"))

@@ -1,5 +1,6 @@
-"""Instructions are checked by checkers from outside, in all, in part, and loosely. lm-eval itself is not run here."""
+"""Instructions are checked by checkers from outside, in all, in part, and loosely; benchmarks run lm-eval itself."""
 
+import random
 from typing import Any
 
 import pytest
@@ -33,7 +34,14 @@ class Repeats(StartsWith):
         return {"prompt": ""}
 
 
-REGISTRY = {"start": StartsWith, "repeat": Repeats}
+class Draws(StartsWith):
+    """One that decides by chance, as lm-eval's does of a letter that is none."""
+
+    def check_following(self, text: str) -> bool:
+        return random.random() < 0.5
+
+
+REGISTRY = {"start": StartsWith, "repeat": Repeats, "draw": Draws}
 
 
 def score(answer: str, ids: list[str], options: list[Any], **how: bool) -> float | None:
@@ -55,7 +63,7 @@ def test_the_loose_measure_forgives_a_first_line_and_asterisks() -> None:
 
 
 def test_rows_that_name_nothing_known_are_one_sentence() -> None:
-    with pytest.raises(ConfigError, match="row p1: no instruction is called 'stop'; there are repeat, start"):
+    with pytest.raises(ConfigError, match="row p1: no instruction is called 'stop'; there are draw, repeat, start"):
         score("a", ["stop"], [{}])
     with pytest.raises(ConfigError, match="two lists of one length"):
         score("a", ["start"], [])
@@ -74,3 +82,17 @@ def test_a_type_that_needs_a_download_is_unscored(monkeypatch: pytest.MonkeyPatc
         "instruction_id_list": ["length_constraints:number_sentences"], "kwargs": [{}]})
     found = follows(prompt, "One.", loose=False, share=False)
     assert found.value is None and "punkt_tab, which is not downloaded" in found.reason
+
+
+def test_what_a_checker_draws_is_the_same_for_the_same_row_and_leaves_other_draws_alone() -> None:
+    def verdicts() -> list[float | None]:
+        return [follows(Prompt(id=f"p{i}", messages=(Message(role="user", content="Why?"),), facts={
+            "instruction_id_list": ["draw"], "kwargs": [{}]}), "a", loose=False, share=False, registry=REGISTRY).value
+            for i in range(20)]
+
+    random.seed(1)
+    before = random.getstate()
+    first = verdicts()
+    assert random.getstate() == before
+    random.seed(2)
+    assert verdicts() == first and set(first) == {0.0, 1.0}

@@ -9,8 +9,9 @@ import pytest
 from rlhflab.errors import RunError
 from rlhflab.progress import Progress
 from rlhflab.runs.demo import run_demo
-from rlhflab.runs.evaluating import evaluate, target_of
+from rlhflab.runs.evaluating import evaluate
 from rlhflab.runs.inspecting import sample_answers
+from rlhflab.runs.targets import target_of
 from rlhflab.suites import suite_named
 from rlhflab.train.checkpoint import Checkpoints
 

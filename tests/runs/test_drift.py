@@ -194,6 +194,19 @@ def test_one_side_alone_is_kept_for_later_and_repeats_by_its_seed(adapters, caps
     assert first == second and len(first) == 24
 
 
+def test_sides_are_named_by_the_registry_and_the_base_is_the_one_they_name(adapters, capsys, monkeypatch):
+    monkeypatch.chdir(adapters)
+    monkeypatch.setenv("RLHFLAB_REGISTRY_KEY", str(adapters / "key.pem"))
+    for name in ("old", "new"):
+        assert main(["registry", "add", name, "--by", "anna", "--name", f"{name}-one"]) == 0
+    assert main(["registry", "promote", "old-one", "--to", "prod", "--by", "anna", "--override", "the first"]) == 0
+    capsys.readouterr()
+    _, record = run(["drift", "prod@active", "new-one", *asking(adapters, "--out", "out")[2:]], capsys)
+    assert record["baseline"].startswith("prod@active (") and record["current"].startswith("new-one (")
+    assert record["asked"]["model"] == "tiny-llama"
+    assert {row["name"]: row for row in record["measures"]}["jsd"]["effect"]["mean"] > 0
+
+
 class Chat(LocalServer):
     """Chat completions that greet, or decline."""
 

@@ -16,7 +16,8 @@ from rlhflab.core.batch import pack
 from rlhflab.data.chat import ChatFormat
 from rlhflab.model.load import model_folder, weights_digest
 from rlhflab.model.plain import plain_logprobs
-from rlhflab.model.shared import SharedModel, base_of
+from rlhflab.model.shared import SharedModel
+from rlhflab.registry.sources import base_named
 from slow_twins import plain_logprobs as twin_logprobs
 
 IDS = torch.tensor([[1, 50, 60, 70, 2]])
@@ -48,7 +49,7 @@ def test_a_merged_model_needs_no_adapter(name: str, settings: dict[str, Any], tm
                                          capsys: pytest.CaptureFixture[str]) -> None:
     adapter, expected = adapter_folder(tmp_path / "policy", name, **settings)
     out = tmp_path / "merged"
-    report = exported(capsys, adapter, "--out", out, "--merge")
+    report = exported(capsys, adapter, "--out", out, "--to", "merged")
     with torch.no_grad():
         logits = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)(input_ids=IDS).logits
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
@@ -63,7 +64,7 @@ def test_a_merged_model_needs_no_adapter(name: str, settings: dict[str, Any], tm
 
 def test_a_merged_model_is_a_base_to_train_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     adapter, _ = adapter_folder(tmp_path / "policy")
-    exported(capsys, adapter, "--out", tmp_path / "merged", "--merge")
+    exported(capsys, adapter, "--out", tmp_path / "merged", "--to", "merged")
     merged = SharedModel.load(str(tmp_path / "merged"), dtype="float32", device="cpu")
     model = SharedModel.load("tiny-llama", dtype="float32", device="cpu")
     model.load_role("policy", adapter)
@@ -87,7 +88,7 @@ def test_an_exported_adapter_gives_equal_logits_in_plain_peft(settings: dict[str
 def test_merging_in_bf16_says_that_it_is_lossy_and_by_how_much(tmp_path: Path,
                                                                capsys: pytest.CaptureFixture[str]) -> None:
     adapter, _ = adapter_folder(tmp_path / "policy")
-    assert main(["export", str(adapter), "--out", str(tmp_path / "out"), "--merge", "--dtype", "bfloat16"]) == 0
+    assert main(["export", str(adapter), "--out", str(tmp_path / "out"), "--to", "merged", "--dtype", "bfloat16"]) == 0
     said = capsys.readouterr().out
     report = json.loads((tmp_path / "out" / "export.json").read_text())
     assert "lossy" in said and f"at most {report['deviation']['max']:.2g}" in said
@@ -102,7 +103,7 @@ def test_a_wrong_merge_is_refused_and_leaves_nothing(tmp_path: Path, capsys: pyt
     merged_weights = SharedModel.merged_weights
     monkeypatch.setattr(SharedModel, "merged_weights", lambda self, role: {
         name: 1.01 * weight for name, weight in merged_weights(self, role).items()})
-    assert main(["export", str(adapter), "--out", str(tmp_path / "out"), "--merge"]) == 2
+    assert main(["export", str(adapter), "--out", str(tmp_path / "out"), "--to", "merged"]) == 2
     assert "gives other log-probs than the adapter" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["policy"]
 
@@ -111,9 +112,10 @@ def test_what_cannot_be_exported_is_one_sentence(tmp_path: Path, capsys: pytest.
     adapter, _ = adapter_folder(tmp_path / "reward", head="random")
     for arguments, sentence in [
             ([adapter, "--out", tmp_path], f"{tmp_path}: exists already"),
-            ([adapter, "--out", tmp_path / "out", "--merge"], "has a head beside it, which a language model cannot"),
+            ([adapter, "--out", tmp_path / "out", "--to", "merged"], "has a head beside it, which a language model"),
             ([adapter, "--out", tmp_path / "out", "--model", "tiny-qwen"], "was trained on base weights tiny-llama"),
-            ([tmp_path / "none", "--out", tmp_path / "out"], "does not say which base it was trained on")]:
+            ([tmp_path / "none", "--out", tmp_path / "out"], "is no adapter; export needs one"),
+            ([adapter, "--out", tmp_path / "out", "--to", "vllm"], "has a head beside it")]:
         assert main(["export", *map(str, arguments)]) == 2
         assert sentence in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -122,7 +124,7 @@ def test_what_cannot_be_exported_is_one_sentence(tmp_path: Path, capsys: pytest.
 def test_the_base_of_an_adapter_from_elsewhere_is_the_one_its_config_names(tmp_path: Path) -> None:
     adapter, _ = adapter_folder(tmp_path / "policy")
     (adapter / "rlhflab.json").unlink()
-    assert base_of(adapter) == "tiny-llama"
+    assert base_named(adapter) == "tiny-llama"
 
 
 def test_plain_logprobs_are_those_of_the_twin(llama: SharedModel) -> None:

@@ -11,10 +11,12 @@ from conftest import moved_role
 from rlhflab.cli import main
 from rlhflab.config import Lora
 from rlhflab.data.types import Message, Prompt
+from rlhflab.errors import RegistryError
 from rlhflab.model.shared import RECORD, SharedModel
 from rlhflab.progress import Progress
-from rlhflab.runs.evaluating import Checks, Respondent, target_of
+from rlhflab.runs.evaluating import Checks, Respondent
 from rlhflab.runs.lab import Lab
+from rlhflab.runs.targets import target_of
 from rlhflab.suites import suite_named
 
 SUITE = r"""
@@ -38,6 +40,7 @@ AGAIN = "name: again\nkind: rerun\nprompts: ../mine/prompts.jsonl\nanswers: {max
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with suites, a policy and two adapters: `calm` is as the base, `other` writes otherwise."""
     monkeypatch.setenv("RLHFLAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("RLHFLAB_REGISTRY_KEY", str(tmp_path / "key.pem"))
     monkeypatch.chdir(tmp_path)
     model = SharedModel.load("tiny-llama", dtype="float32", device="cpu")
     model.add_role("calm", Lora(rank=2, alpha=4))
@@ -205,3 +208,28 @@ def test_one_model_on_both_sides_is_asked_once(shop: Path, monkeypatch: pytest.M
     record = printed(capsys, "gate", "calm", "--against", "calm", "--policy", "policy.yaml", "--out", "same")
     assert record["verdict"] == "pass"
     assert sum(asked) == 60 + 2 * 60  # once for the suite of answers, twice for the rerun, which keeps none
+
+
+def test_names_of_a_registry_are_gated_and_the_verdict_promotes(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("calm", "other"):
+        assert main(["registry", "add", name, "--by", "anna", "--name", name]) == 0
+    assert main(["registry", "promote", "calm", "--to", "prod", "--by", "anna", "--override", "the first"]) == 0
+    assert main(["gate", "other", "--against", "prod@active", "--policy", "policy.yaml", "--out", "said"]) == 2
+    record = json.loads((shop / "said" / "gate.json").read_text())
+    assert record["active"].startswith("prod@active (") and record["candidate"] == "other", "a folder goes first"
+    (shop / "other").rename(shop / "moved")
+    capsys.readouterr()
+    found = printed(capsys, "evaluate", "tiny-llama+other", "mine", "--n", "2")
+    assert found["adapter_digest"] == record["candidate_digest"] and found["name"].startswith("other (")
+    assert main(["evaluate", "tiny-llama+nothing", "mine"]) == 2
+    assert "no adapter of the registry registry has that name" in capsys.readouterr().err
+
+
+def test_a_deployment_without_an_adapter_is_its_base_which_has_to_be_named(shop: Path) -> None:
+    for arguments in (["add", "calm", "--by", "anna", "--name", "calm"], ["promote", "calm", "--to", "prod", "--by",
+                      "anna", "--override", "the first"], ["rollback", "prod", "--by", "anna", "--to", "base"]):
+        assert main(["registry", *arguments]) == 0
+    assert target_of("prod@active", model="tiny-llama") == ("tiny-llama", None, "prod@active")
+    assert target_of("tiny-llama+prod@active").adapter is None
+    with pytest.raises(RegistryError, match="no adapter is active in this deployment, so its base answers alone"):
+        target_of("prod@active")

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from conftest import moved_role
-from rlhflab.errors import RegistryError
+from foreign_folders import as_axolotl, peft_folder
+from rlhflab.errors import ModelError, RegistryError
 from rlhflab.model.load import model_folder, weights_digest
 from rlhflab.model.shared import SharedModel
 from rlhflab.progress import Progress
 from rlhflab.registry.audit import verify
+from rlhflab.registry.cards import model_card
 from rlhflab.registry.sources import look_at
 from rlhflab.registry.store import Registry
 from rlhflab.runs.registering import Said, add_adapter, base_facts, check_transcripts
@@ -111,3 +113,22 @@ def test_parents_are_adapters_of_the_registry(llama, place, tmp_path):
     assert place.state().adapters[digest].made.parents == (parent,)
     with pytest.raises(RegistryError, match="no adapter is called 'stranger'"):
         added(place, saved(llama, tmp_path / "third", seed=3), parents=("stranger",))
+
+
+def test_what_another_trainer_tells_is_in_the_record_and_in_the_card_as_unchecked(place, tmp_path, capsys):
+    peft_folder(tmp_path / "theirs")
+    as_axolotl(tmp_path / "theirs")
+    added(place, tmp_path / "theirs", model="tiny-llama")
+    adapter = place.state().find("theirs")
+    assert adapter.made.told[0]["says"]["trainer"] == "axolotl" and adapter.made.config is None
+    card = model_card(adapter, place.state(), signed=True)
+    assert "## As told by the trainer's files, unchecked" in card and r"learning\_rate: 0.0002" in card
+    assert verify(place)["ok"]
+
+
+def test_an_adapter_that_cannot_be_loaded_here_is_kept_and_said_to_be_so(place, tmp_path, capsys):
+    peft_folder(tmp_path / "theirs", modules_to_save=["lm_head"])
+    added(place, tmp_path / "theirs")
+    assert "neither gate nor evaluate can load it here" in capsys.readouterr().err
+    with pytest.raises(ModelError, match="modules_to_save is set"):
+        added(place, tmp_path / "theirs", model="tiny-llama", transcripts=tmp_path / "prompts.jsonl")

@@ -6,7 +6,19 @@ from typing import Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from rlhflab.commands.shared import ALARM, DEFAULT_MODEL, SEVERAL, Count, Json, Seed, print_table, print_value, quietly
+from rlhflab.commands.shared import (
+    ALARM,
+    DEFAULT_MODEL,
+    SEVERAL,
+    Count,
+    Folder,
+    Json,
+    Seed,
+    print_table,
+    print_value,
+    quietly,
+    registry_folder,
+)
 from rlhflab.errors import ConfigError
 
 Level = Annotated[float, Parameter(validator=Number(gt=0, lt=1))]
@@ -19,14 +31,15 @@ def drift_command(baseline: str | None = None, current: str | None = None, /, *,
                   margin: list[str] | None = None, model: str | None = None, served_as: list[str] | None = None,
                   token_env: str | None = None, n: Count | None = None, samples: Count = 4,
                   max_new_tokens: Count = 64, temperature: Temperature = 1.0, alpha: Level = 0.05, seed: Seed = 0,
-                  out: Path | None = None, fail_on_drift: bool = False, as_json: Json = False) -> int:
+                  out: Path | None = None, registry: Folder = None, fail_on_drift: bool = False,
+                  as_json: Json = False) -> int:
     """Say whether answers to the same prompts have changed, by how much, or that nobody can tell yet.
 
     Compared are texts, length, refusals, outcomes, and where they are known rewards and log-probs. A side is a file
-    of answers, an adapter folder, base, or the address of a server that speaks OpenAI's chat completions. Every
-    measure is tested by permutations within a prompt, p is Holm's over all measures, and "no difference found" is
-    told from "equivalent". One side alone is asked, and its answers are kept for later. Exit code 3 means that
-    something changed, with --fail-on-drift only.
+    of answers, an adapter (a folder of any trainer, a name in the registry, or DEPLOYMENT@active), base, or the
+    address of a server that speaks OpenAI's chat completions. Every measure is tested by permutations within a
+    prompt, p is Holm's over all measures, and "no difference found" is told from "equivalent". One side alone is
+    asked, and its answers are kept for later. Exit code 3 means that something changed, with --fail-on-drift only.
 
     Args:
         baseline: The side that is known.
@@ -38,7 +51,7 @@ def drift_command(baseline: str | None = None, current: str | None = None, /, *,
         current_rows: COLUMN=VALUE, the rows that are current; with both, one file is enough.
         outcome: A column of files that is a category, such as passed; again for another one.
         margin: MEASURE=NUMBER, what still counts as the same; again for another one.
-        model: The base of adapters; with files, what embeds answers.
+        model: The base of adapters, the one they name where absent; with files, what embeds answers.
         served_as: The model's name at an address; twice where the two sides have two names.
         token_env: The environment variable with the token that a server asks for.
         n: Prompts that sides are asked, at most.
@@ -48,6 +61,7 @@ def drift_command(baseline: str | None = None, current: str | None = None, /, *,
         alpha: Chance of any false alarm among all measures.
         seed: Of permutations and of sampling.
         out: The new folder; under runs/ where absent.
+        registry: Where names of adapters are looked up; $RLHFLAB_REGISTRY, or registry here, where absent.
         fail_on_drift: Exit with 3 where a measure changed, or a chart is in alarm.
         as_json: Print the record as JSON.
     """
@@ -67,7 +81,8 @@ def drift_command(baseline: str | None = None, current: str | None = None, /, *,
             print(f"\n{history_says(charts)}\nWrote {charts['folder']}. Next: open {charts['page']} in a browser")
         return ALARM if fail_on_drift and charts["alarms"] else 0
     assert baseline is not None
-    first, second = sides_of(baseline, current, rows=(baseline_rows, current_rows), served_as=served_as or ())
+    first, second = sides_of(baseline, current, rows=(baseline_rows, current_rows), served_as=served_as or (),
+                             registry=registry_folder(registry))
     asked = Asked(model=model, default_model=DEFAULT_MODEL, prompts=prompts, n=n, samples=samples,
                   max_new_tokens=max_new_tokens, temperature=temperature, token_env=token_env,
                   outcomes=tuple(outcome or ()), margins=dict(_margin(text) for text in margin or ()), alpha=alpha,

@@ -2,21 +2,19 @@
 index.
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from rlhflab.commands.shared import Count, Json, print_table, print_value, quietly
+from rlhflab.commands.shared import Count, Folder, Json, print_table, print_value, quietly, registry_folder
 from rlhflab.errors import ConfigError
 
 if TYPE_CHECKING:
     from rlhflab.registry.records import Entry
     from rlhflab.registry.store import Registry
 
-Folder = Annotated[Path | None, Parameter(name="--registry")]
 Key = Annotated[Path | None, Parameter(name="--key")]
 DAMAGED = 2
 """Exit code of `registry verify` where something is not as it was."""
@@ -36,7 +34,7 @@ def init_command(*, registry: Folder = None, key: Key = None, unsigned: bool = F
         by: Your name.
         as_json: Print where it is as JSON.
     """
-    made = _made(_folder(registry), key, signed=False if unsigned else None, by=by)
+    made = _made(registry_folder(registry), key, signed=False if unsigned else None, by=by)
     if as_json:
         print_value({"registry": str(made.folder), "signed": made.signed}, True)
     else:
@@ -73,7 +71,7 @@ def add_command(adapter: Path, /, *, by: str, name: str | None = None, role: str
     from rlhflab.registry.sources import look_at
     from rlhflab.runs.registering import Said, add_adapter
 
-    folder = _folder(registry)
+    folder = registry_folder(registry)
     look_at(adapter, role=role)  # before a registry is made for it
     place = _open(folder, key) if (folder / LEDGER).exists() else _made(folder, key, signed=None, by=by)
     said = Said(by=by, name=name, model=model, parents=tuple(parent or ()), data=tuple(data or ()), note=note,
@@ -98,7 +96,7 @@ def list_command(*, registry: Folder = None, as_json: Json = False) -> None:
         registry: Its folder; $RLHFLAB_REGISTRY, or registry here, where absent.
         as_json: Print them as JSON.
     """
-    state = _open(_folder(registry)).state()
+    state = _open(registry_folder(registry)).state()
     active = {digest: [name for name in state.deployments if state.active(name) == digest] for digest in state.adapters}
     print_table([{"name": each.name, "digest": each.digest if as_json else each.digest[:12], "base": each.base.name,
                   "rank": each.rank, "head": each.head,
@@ -117,7 +115,7 @@ def show_command(name: str, /, *, card: bool = False, registry: Folder = None, a
     """
     from rlhflab.registry.cards import model_card
 
-    place = _open(_folder(registry))
+    place = _open(registry_folder(registry))
     state = place.state()
     adapter = state.find(name)
     if card:
@@ -140,7 +138,7 @@ def diff_command(one: str, other: str, /, *, registry: Folder = None, as_json: J
     """
     from rlhflab.registry.cards import differences
 
-    state = _open(_folder(registry)).state()
+    state = _open(registry_folder(registry)).state()
     rows = differences(state.find(one), state.find(other))
     if not rows and not as_json:
         print("No difference: both are one adapter.")
@@ -164,7 +162,7 @@ def promote_command(name: str, /, *, to: str, by: str, gate: Path | None = None,
         key: File of the private key.
         as_json: Print the entry as JSON.
     """
-    entry = _open(_folder(registry), key).promote(name, to, by=by, gate=gate, override=override)
+    entry = _open(registry_folder(registry), key).promote(name, to, by=by, gate=gate, override=override)
     _print_change(entry, as_json, f"rlhflab registry rollback {to} --by NAME goes back")
 
 
@@ -181,7 +179,7 @@ def rollback_command(deployment: str, /, *, by: str, reason: str | None = None, 
         key: File of the private key.
         as_json: Print the entry as JSON.
     """
-    entry = _open(_folder(registry), key).rollback(deployment, by=by, reason=reason, to=to)
+    entry = _open(registry_folder(registry), key).rollback(deployment, by=by, reason=reason, to=to)
     _print_change(entry, as_json, f"rlhflab registry verify {deployment}")
 
 
@@ -211,7 +209,7 @@ def verify_command(name: str | None = None, /, *, transcripts: bool = False, mod
         raise ConfigError("--transcripts: name the adapter or deployment to load")
     if bundle is not None and registry is not None:
         raise ConfigError("--bundle and --registry: give one of them")
-    with nullcontext(_folder(registry)) if bundle is None else unpacked(bundle) as folder:
+    with nullcontext(registry_folder(registry)) if bundle is None else unpacked(bundle) as folder:
         place = _open(folder)
         found = verify(place, name, key=public_key, ends_with=ends_with)
         if transcripts and found["ok"]:
@@ -236,7 +234,7 @@ def log_command(name: str | None = None, /, *, markdown: bool = False, registry:
     from rlhflab.registry.cards import change_log, says
     from rlhflab.registry.state import history, state_of
 
-    entries = _open(_folder(registry)).entries()
+    entries = _open(registry_folder(registry)).entries()
     adapter = state_of(entries).find(name) if name is not None else None
     if markdown:
         if adapter is None or as_json:
@@ -258,13 +256,15 @@ def export_command(name: str, /, *, out: Path | None = None, mlflow: bool = Fals
     Args:
         name: An adapter's name, the start of its digest, or a deployment.
         out: The new folder, or a file that ends in .tar.
-        mlflow: Log it as an MLflow run, where mlflow is installed.
+        mlflow: Log it as an MLflow run, where mlflow is installed: its files and card as artifacts, recorded facts as
+            parameters and tags, evaluations as metrics.
         registry: Its folder; $RLHFLAB_REGISTRY, or registry here, where absent.
         as_json: Print where it is as JSON.
     """
-    from rlhflab.registry.bundle import HOW, export, log_to_mlflow
+    from rlhflab.registry.bundle import HOW, export
+    from rlhflab.registry.to_mlflow import log_to_mlflow
 
-    place = _open(_folder(registry))
+    place = _open(registry_folder(registry))
     adapter = place.state().find(name)
     if (out is None) != mlflow:
         raise ConfigError("registry export: give --out, or --mlflow")
@@ -288,14 +288,10 @@ def index_command(*, url: str | None = None, registry: Folder = None, as_json: J
     """
     from rlhflab.registry.index import refresh
 
-    done = refresh(_open(_folder(registry)), url)
+    done = refresh(_open(registry_folder(registry)), url)
     print_value(done, True) if as_json else print(
         f"{'Wrote' if done['rebuilt'] else 'Up to date:'} {done['url']} ({done['entries']} entries). Next: ask its "
         "tables adapters, entries and deployments")
-
-
-def _folder(given: Path | None) -> Path:
-    return given or Path(os.environ.get("RLHFLAB_REGISTRY") or "registry")
 
 
 def _open(folder: Path, key: Path | None = None) -> "Registry":

@@ -7,7 +7,17 @@ from typing import Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from rlhflab.commands.shared import DEFAULT_MODEL, Count, Json, Seed, print_table, print_value, quietly
+from rlhflab.commands.shared import (
+    DEFAULT_MODEL,
+    Count,
+    Folder,
+    Json,
+    Seed,
+    print_table,
+    print_value,
+    quietly,
+    registry_folder,
+)
 
 BLOCKED = 2
 """Exit code of `gate` for a candidate that does not pass; that of a mistake too, so that either stops a pipeline."""
@@ -16,27 +26,31 @@ Samples = Annotated[int, Parameter(validator=Number(gte=0))]
 
 def evaluate_command(target: str = DEFAULT_MODEL, /, *suites: str, n: Count | None = None,
                      samples: Samples | None = None, seed: Seed | None = None, out: Path | None = None,
-                     as_json: Json = False) -> None:
+                     registry: Folder = None, as_json: Json = False) -> None:
     """Measure a model, or an adapter on it, by behaviour suites.
 
     Answers that were given before are kept and not written again.
 
     Args:
-        target: MODEL, MODEL+ADAPTER, or the folder of an adapter that names its base.
+        target: MODEL, MODEL+ADAPTER, or an adapter that names its base: a folder of any trainer, a name in the
+            registry, or DEPLOYMENT@active.
         suites: Names of `rlhflab list suites`, or folders with a suite.yaml; helpdesk where absent.
         n: Prompts of each suite, at most.
         samples: Answers a prompt beside the greedy one, where the suite is to be asked otherwise than it says.
         seed: Of these answers.
         out: The new folder; under runs/ where absent.
+        registry: Where names of adapters are looked up; $RLHFLAB_REGISTRY, or registry here, where absent.
         as_json: Print the results as JSON.
     """
     from rlhflab.progress import Progress
-    from rlhflab.runs.evaluating import evaluate, target_of
+    from rlhflab.runs.evaluating import evaluate
+    from rlhflab.runs.targets import target_of
     from rlhflab.suites import suite_named
 
     changes = {key: value for key, value in (("samples", samples), ("seed", seed)) if value is not None}
     chosen = [suite_named(name).first(n).answered(**changes) for name in suites or ("helpdesk",)]
-    folder = quietly(lambda: evaluate(target_of(target), chosen, out=out, progress=Progress()))
+    named = target_of(target, registry=registry_folder(registry))
+    folder = quietly(lambda: evaluate(named, chosen, out=out, progress=Progress()))
     results = json.loads((folder / "results.json").read_text())
     if as_json:
         print_value({"folder": str(folder), **results}, True)
@@ -48,32 +62,34 @@ def evaluate_command(target: str = DEFAULT_MODEL, /, *suites: str, n: Count | No
 
 def compare_command(*targets: str, suite: str = "general", metric: str | None = None, judge: str | None = None,
                     model: str | None = None, n: Count | None = None, out: Path | None = None,
-                    as_json: Json = False) -> None:
+                    registry: Folder = None, as_json: Json = False) -> None:
     """Rank several adapters of one base by who gives the better answer to each prompt of a suite.
 
     The better answer is the one a judge prefers in both orders, or the one with the better value of a metric.
 
     Args:
-        targets: Two or more of MODEL, MODEL+ADAPTER, or adapter folders.
+        targets: Two or more of MODEL, MODEL+ADAPTER, or adapters: folders, names in the registry, or
+            DEPLOYMENT@active.
         suite: A name of `rlhflab list suites`, or a folder with a suite.yaml.
         metric: The suite's metric that decides.
         judge: A model that decides instead, by name.
         model: The base of all of them, where it is not the one they name.
         n: Prompts, at most.
         out: The new folder; under runs/ where absent.
+        registry: Where names of adapters are looked up; $RLHFLAB_REGISTRY, or registry here, where absent.
         as_json: Print the ranking as JSON.
     """
     from rlhflab.errors import ConfigError
     from rlhflab.progress import Progress
     from rlhflab.runs.comparing import compare
-    from rlhflab.runs.evaluating import target_of
+    from rlhflab.runs.targets import target_of
     from rlhflab.suites import suite_named
 
     if len(targets) < 2 or (metric is None) == (judge is None):
         raise ConfigError("compare: needs two or more models or adapters, and either --metric or --judge")
     asked = suite_named(suite).first(n)
-    folder, record = quietly(lambda: compare([target_of(each, model=model) for each in targets], asked, metric=metric,
-                                             judge=judge, out=out, progress=Progress()))
+    named = [target_of(each, model=model, registry=registry_folder(registry)) for each in targets]
+    folder, record = quietly(lambda: compare(named, asked, metric=metric, judge=judge, out=out, progress=Progress()))
     if as_json:
         print_value({"folder": str(folder), **record}, True)
         return
@@ -83,25 +99,26 @@ def compare_command(*targets: str, suite: str = "general", metric: str | None = 
 
 
 def gate_command(candidate: str, /, *, against: str, policy: str = "gate.yaml", model: str | None = None,
-                 out: Path | None = None, as_json: Json = False) -> int:
+                 out: Path | None = None, registry: Folder = None, as_json: Json = False) -> int:
     """Decide whether a candidate may replace the active model. Exit code 0: it may, 2: it may not.
 
     Args:
-        candidate: MODEL, MODEL+ADAPTER, or an adapter folder.
-        against: The active model or adapter, of the same base.
+        candidate: MODEL, MODEL+ADAPTER, or an adapter: a folder of any trainer, or a name in the registry.
+        against: The active model or adapter, of the same base, such as DEPLOYMENT@active.
         policy: A policy file, or one of those that come along: gate.yaml, demo.yaml.
         model: The base of both, where it is not the one they name.
         out: The new folder; under runs/ where absent.
+        registry: Where names of adapters are looked up; $RLHFLAB_REGISTRY, or registry here, where absent.
         as_json: Print the record of the verdict as JSON.
     """
     from rlhflab.progress import Progress
-    from rlhflab.runs.evaluating import target_of
     from rlhflab.runs.gate import run_gate
+    from rlhflab.runs.targets import target_of
     from rlhflab.suites import read_policy
 
     rules = read_policy(policy)
-    folder, record = quietly(lambda: run_gate(target_of(candidate, model=model), target_of(against, model=model), rules,
-                                              out=out, progress=Progress()))
+    one, other = (target_of(each, model=model, registry=registry_folder(registry)) for each in (candidate, against))
+    folder, record = quietly(lambda: run_gate(one, other, rules, out=out, progress=Progress()))
     if as_json:
         print_value({"folder": str(folder), **record}, True)
     else:

@@ -1,6 +1,7 @@
 """What every command needs: types of arguments, quiet work, and results in words or as JSON."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
@@ -17,6 +18,7 @@ Seed = Annotated[int, Parameter(validator=Number(gte=0))]
 Override = Annotated[str, Parameter(allow_leading_hyphen=True)]
 SEVERAL = Parameter(consume_multiple=True)
 """Of a flag that takes its values behind it: `--seeds 0 1 2`."""
+Folder = Annotated[Path | None, Parameter(name="--registry")]
 DEFAULT_MODEL = "smollm2-135m"
 ALARM = 3
 """Exit code of `detect --fail-on-alarm` and `drift --fail-on-drift`."""
@@ -26,6 +28,11 @@ def quietly(work: Callable[[], T]) -> T:
     """Do `work`; what it or a library prints goes to stderr."""
     with redirect_stdout(sys.stderr):
         return work()
+
+
+def registry_folder(given: Path | None) -> Path:
+    """The registry that a command is about."""
+    return given or Path(os.environ.get("RLHFLAB_REGISTRY") or "registry")
 
 
 def finish(folder: Path, as_json: bool, *, next_step: str) -> None:

@@ -1,13 +1,25 @@
 """Commands that train and sample: demo, train, sample, export, average-roles."""
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from rlhflab.commands.shared import DEFAULT_MODEL, Count, Json, Override, Seed, finish, print_value, quietly
+from rlhflab.commands.shared import (
+    DEFAULT_MODEL,
+    Count,
+    Folder,
+    Json,
+    Override,
+    Seed,
+    finish,
+    print_value,
+    quietly,
+    registry_folder,
+)
 from rlhflab.errors import ConfigError
 
 
@@ -107,33 +119,53 @@ def sample_command(*, model: str = DEFAULT_MODEL, adapter: Path | None = None, p
     print_value(answers, as_json)
 
 
-def export_command(adapter: Path, /, *, out: Path, merge: bool = False, model: str | None = None,
-                   dtype: Literal["bfloat16", "float32"] = "float32", as_json: Json = False) -> None:
+def export_command(adapter: str, /, *, out: Path, to: Literal["peft", "merged", "gguf-lora", "vllm"] = "peft",
+                   model: str | None = None, dtype: Literal["bfloat16", "float32"] = "float32",
+                   converter: Path | None = None, registry: Folder = None, as_json: Json = False) -> None:
     """Write a trained adapter for other tools, and measure how exactly they repeat it.
 
     The result is loaded by plain transformers and PEFT, and its log-probs on a few texts are compared.
 
     Args:
-        adapter: An adapter folder, such as runs/my-dpo/roles/policy.
+        adapter: A folder of any trainer, such as runs/my-dpo/roles/policy, a name in the registry, or
+            DEPLOYMENT@active.
         out: The new folder.
-        merge: Fold the adapter into the weights: a whole model folder, with tokenizer and chat template.
+        to: peft, an adapter folder; merged, the adapter folded into a whole model folder, with tokenizer and chat
+            template; gguf-lora, a file for llama.cpp, made by its own converter; vllm, an adapter folder and what
+            starts vLLM with it.
         model: A name of `rlhflab models`, a hub id, or a local folder; the base the adapter names where absent.
         dtype: Of the weights. Merging in bfloat16 is lossy: it rounds small changes away.
+        converter: llama.cpp's folder, or its convert_lora_to_gguf.py; $LLAMA_CPP where absent.
+        registry: Where names of adapters are looked up; $RLHFLAB_REGISTRY, or registry here, where absent.
         as_json: Print the result as JSON.
     """
     from rlhflab.progress import Progress
     from rlhflab.runs.export import export_adapter
+    from rlhflab.runs.targets import target_of
 
-    report = quietly(lambda: export_adapter(adapter, out=out, merge=merge, model=model, dtype=dtype,
-                                             progress=Progress()))
+    target = target_of(adapter, model=model, registry=registry_folder(registry))
+    report = quietly(lambda: export_adapter(target, out=out, to=to, dtype=dtype, converter=converter,
+                                            progress=Progress()))
     if as_json:
         print_value({"folder": str(out), **report}, True)
         return
     gap = report["deviation"]
-    lossy = " Merging in bfloat16 is lossy: float32 keeps the adapter exactly." if merge and dtype == "bfloat16" else ""
+    lossy = " Merging in bfloat16 is lossy: float32 keeps the adapter exactly." if (
+        to == "merged" and dtype == "bfloat16") else ""
     print(f"Wrote {out}. Its log-probs differ from the adapter's by at most {gap['max']:.2g}, on average "
-          f"{gap['mean']:.2g} nats a token ({gap['tokens']} tokens, {dtype}).{lossy} Next: load it with "
-          f"{'AutoModelForCausalLM' if merge else 'PeftModel'}.from_pretrained")
+          f"{gap['mean']:.2g} nats a token ({gap['tokens']} tokens, {dtype}).{lossy} {_how_to_load(out, to, report)}")
+
+
+def _how_to_load(out: Path, to: str, report: Mapping[str, Any]) -> str:
+    if to == "gguf-lora":
+        found = report["gguf"]
+        return (f"{found['file']} holds {found['layers']} layers for {found['architecture']}. Next: llama-cli -m "
+                f"BASE.gguf --lora {out / found['file']}")
+    if to == "vllm":
+        found = report["vllm"]
+        return (f"Rank {found['rank']} is served with --max-lora-rank {found['max_lora_rank']} (vLLM takes at most "
+                f"512). Next: sh {out / 'serve.sh'}, and ask for the model {found['served_as']}")
+    return f"Next: load it with {'AutoModelForCausalLM' if to == 'merged' else 'PeftModel'}.from_pretrained"
 
 
 def average_roles_command(folders: list[Path], /, *, out: Path, as_json: Json = False) -> None:

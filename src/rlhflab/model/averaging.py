@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rlhflab.errors import ModelError
-from rlhflab.model.adapters import ADAPTER_CONFIG
-from rlhflab.model.shared import ADAPTER, HEAD, RECORD, RoleRecord, read_record
+from rlhflab.model.adapters import ADAPTER, ADAPTER_CONFIG
+from rlhflab.model.shared import HEAD, RECORD, RoleRecord, read_record
 
 NOT_LINEAR = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save")
 """What an adapter's configuration may not ask for: it would not be alpha / rank x B A on every layer."""

@@ -23,7 +23,15 @@ from rlhflab.config import Lora
 from rlhflab.core.batch import Batch, OneRow
 from rlhflab.core.logprobs import TokenScores, token_scores
 from rlhflab.errors import ModelError
-from rlhflab.model.adapters import ADAPTER_CONFIG, lora_of, peft_config, read_lora, scaling
+from rlhflab.model.adapters import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    lora_of,
+    peft_config,
+    read_adapter,
+    read_lora,
+    scaling,
+)
 from rlhflab.model.attention import visibility
 from rlhflab.model.blocks import FusedBlocks
 from rlhflab.model.folded import folded
@@ -38,8 +46,9 @@ from rlhflab.model.roles import (
     take_over,
     take_over_blocks,
 )
+from rlhflab.registry.sources import lacking
 
-ADAPTER, HEAD, RECORD = "adapter_model.safetensors", "head.safetensors", "rlhflab.json"
+HEAD, RECORD = "head.safetensors", "rlhflab.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -368,10 +377,11 @@ class SharedModel:
 
         `share`: where it was saved from a stack on a frozen role that is here, stack it on that one again.
         """
-        lora = self.stored_lora(folder)
+        self._refuse_folder(folder)
+        lora, tensors = read_adapter(folder, layers=self._layers, device=str(self.device))
+        lora = self._named(lora)
         if head == "stored" and not (folder / HEAD).is_file():
             raise ModelError(f"{folder}: has no {HEAD}; a reward role needs its head")
-        tensors = load_file(folder / ADAPTER, device=str(self.device))
         lora, tensors, below = self._unstacked(lora, tensors) if share else (lora, tensors, None)
         self.add_role(name, lora, on=below, trainable=trainable, head="zero" if head == "stored" else head,
                       outputs=outputs, seed=seed)
@@ -386,13 +396,20 @@ class SharedModel:
 
     def stored_lora(self, folder: Path) -> Lora:
         """Shape and scale of the adapter in a folder. ModelError where there is none, or one of another base."""
-        if not (folder / ADAPTER).is_file() or not (folder / ADAPTER_CONFIG).is_file():
-            raise ModelError(f"{folder}: is not an adapter folder: it needs {ADAPTER_CONFIG} and {ADAPTER}")
+        self._refuse_folder(folder)
+        return self._named(read_lora(folder, layers=self._layers))
+
+    def _refuse_folder(self, folder: Path) -> None:
+        """ModelError where it holds no adapter, or one of another base."""
+        if (lacks := lacking(folder)) is not None:
+            raise ModelError(lacks)
         record = read_record(folder)
         if record is not None and record.base_digest != self.base.digest:
             raise ModelError(f"{folder}: was trained on base weights {record.base} ({record.base_digest[:12]}), "
                              f"not on {self.base.name} ({self.base.digest[:12]})")
-        lora = read_lora(folder, layers=self._layers)
+
+    def _named(self, lora: Lora) -> Lora:
+        """The same shape, by the word all-linear where it is on every linear layer."""
         everywhere = lora.targets == self._linear_layers
         return lora.model_copy(update={"targets": "all-linear"}) if everywhere else lora
 
@@ -442,19 +459,6 @@ def read_record(folder: Path) -> RoleRecord | None:
         return RoleRecord(**{key: _as_tuple(value) for key, value in json.loads(path.read_text()).items()})
     except (TypeError, ValueError) as error:
         raise ModelError(f"{path}: is not a role record: {error}") from error
-
-
-def base_of(adapter: Path) -> str:
-    """Name of the base an adapter says it was trained on."""
-    for name, key in ((RECORD, "base"), (ADAPTER_CONFIG, "base_model_name_or_path")):
-        path = adapter / name
-        try:
-            found = json.loads(path.read_text()).get(key) if path.is_file() else None
-        except ValueError as error:
-            raise ModelError(f"{path}: is not JSON: {error}") from error
-        if found:
-            return str(found)
-    raise ModelError(f"{adapter}: does not say which base it was trained on; name it with --model")
 
 
 def adapter_digest(folder: Path) -> str:

@@ -45,6 +45,15 @@ def verify(registry: Registry, name: str | None = None, *, key: Path | None = No
     return _verify(registry, name, key=key, ends_with=ends_with) if moved else found
 
 
+def refuse_damaged(registry: Registry, adapter: Adapter) -> None:
+    """RegistryError where a file of the adapter is not what was added, or the ledger is not whole."""
+    found = verify(registry, adapter.digest)
+    if not found["ok"]:
+        first = found["failures"][0]
+        raise RegistryError(f"{registry.folder / first['path']}: is damaged: expected {first['expected']}, found "
+                            f"{first['found']}; nothing was done with it")
+
+
 def _verify(registry: Registry, name: str | None, *, key: Path | None, ends_with: str | None) -> dict[str, Any]:
     if registry.broken_key is not None:
         return _result([Failure(path=PUBLIC_KEY, expected="a public key in PEM", found="something else")], checked=1)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rlhflab.errors import RegistryError
-from rlhflab.registry.audit import BUNDLE, SUMS, verify
+from rlhflab.registry.audit import BUNDLE, SUMS, refuse_damaged
 from rlhflab.registry.cards import change_log, model_card
 from rlhflab.registry.records import (
     ADAPTERS,
@@ -94,11 +94,7 @@ def export(registry: Registry, adapter: Adapter, out: Path) -> Path:
     """Write the bundle to the new folder or `.tar` file `out`. RegistryError where the adapter was damaged."""
     if out.exists():
         raise RegistryError(f"{out}: exists already; give another --out, or remove it yourself")
-    found = verify(registry, adapter.digest)
-    if not found["ok"]:
-        first = found["failures"][0]
-        raise RegistryError(f"{registry.folder / first['path']}: is damaged: expected {first['expected']}, found "
-                            f"{first['found']}; nothing was exported")
+    refuse_damaged(registry, adapter)
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
@@ -158,18 +154,3 @@ def unpacked(path: Path) -> Iterator[Path]:
         if len(folders) != 1:
             raise RegistryError(f"{path}: is not a bundle: it has no {BUNDLE}")
         yield folders[0]
-
-
-def log_to_mlflow(registry: Registry, adapter: Adapter) -> str:
-    """Log the adapter, its card and its facts as one MLflow run; the run's id. RegistryError without mlflow."""
-    try:
-        import mlflow  # type: ignore[import-not-found, unused-ignore]
-    except ImportError as error:
-        raise RegistryError("--mlflow: mlflow is not installed; pip install mlflow, or leave --mlflow out") from error
-    entries = registry.entries()
-    with mlflow.start_run(run_name=adapter.name) as run:
-        mlflow.set_tags({"digest": adapter.digest, "base": str(adapter.base.name),
-                         "base_digest": str(adapter.base.digest), "ledger": entries[-1].hash})
-        mlflow.log_artifacts(str(registry.path_of(adapter)), "adapter")
-        mlflow.log_text(model_card(adapter, state_of(entries), signed=registry.signed), CARD)
-    return str(run.info.run_id)

@@ -44,7 +44,8 @@ def model_card(adapter: Adapter, state: State, *, signed: bool) -> str:
         "Signed": "yes" if signed else "no: nothing proves who wrote this"}
     lines = [f"# {plain(adapter.name)}", "", *_bullets(facts), "", "## Data", "", *_data(made.data), "",
              "## Rewards", "", *_rewards(made.rewards), "", "## Run", "", *_settings(made.run), "",
-             "## Evaluation", "", *_settings(made.evaluations), "", "## Settings", "", *_settings(made.config)]
+             *_told(made.told), "## Evaluation", "", *_settings(made.evaluations), "",
+             "## Settings", "", *_settings(made.config)]
     return "\n".join(lines) + "\n"
 
 
@@ -100,6 +101,17 @@ def _rewards(rewards: Sequence[Mapping[str, Any]] | None) -> list[str]:
     if not rewards:
         return [UNKNOWN if rewards is None else "none"]
     return [f"- {plain(each['source'])}, adapter {plain(each['adapter'])}" for each in rewards]
+
+
+def _told(told: Sequence[Mapping[str, Any]] | None) -> list[str]:
+    """A section of its own, since nobody checked it; nothing where no file of another trainer was there."""
+    if not told:
+        return []
+    lines = ["## As told by the trainer's files, unchecked", ""]
+    for each in told:
+        lines += [f"- {plain(each['file'])}, sha256 {plain(each['sha256'])}",
+                  *(f"  - {plain(key)}: {plain(value)}" for key, value in dotted(each["says"]))]
+    return [*lines, ""]
 
 
 def _settings(values: Mapping[str, Any] | None) -> list[str]:

@@ -152,6 +152,8 @@ class Provenance:
     evaluations: Mapping[str, Any] | None = None
     run: Mapping[str, Any] | None = None
     """Kind, status, times, machine and versions."""
+    told: tuple[Mapping[str, Any], ...] | None = None
+    """Of an adapter that another trainer made: file, sha256, and what that file says. Nobody checked it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

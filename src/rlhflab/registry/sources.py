@@ -30,6 +30,9 @@ from rlhflab.registry.records import (
 NEEDED, BESIDE = (WEIGHTS, CONFIG), (HEAD, ROLE, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
                                      "chat_template.jinja")
 """Files that make an adapter, and those that are taken along where they are there."""
+PICKLED = "adapter_model.bin"
+CONVERT = ("where you trust it, convert it with python -c \"import torch; from safetensors.torch import save_file; "
+           f"save_file(torch.load('{PICKLED}', weights_only=True), '{WEIGHTS}')\"")
 JUDGES = ("source", "annotator")
 """Keys of a row that say who judged it."""
 WHO = 20
@@ -45,6 +48,11 @@ class Source:
     role: Mapping[str, Any] | None
     """The lab's own record beside the adapter."""
     run: Path | None
+
+    @property
+    def folder(self) -> Path:
+        """The adapter's own, which may lie below the one that was looked at."""
+        return self.files[CONFIG].parent
 
     @property
     def rank(self) -> int:
@@ -73,12 +81,9 @@ def template_of(files: Mapping[str, Path]) -> str | None:
 
 def look_at(path: Path, *, role: str | None = None) -> Source:
     """The adapter in a folder, or the role of a run folder. RegistryError says what is missing or wrong."""
-    folder = _adapter_folder(path, role)
-    pickled = sorted(each.name for each in folder.glob("adapter_model.bin"))
-    for name in NEEDED:
-        if not (folder / name).is_file():
-            found = f"; {pickled[0]} is pickled and not taken, save it as safetensors" if pickled else ""
-            raise RegistryError(f"{folder}: is not an adapter folder: it has no {name}{found}")
+    folder = adapter_folder(path, role)
+    if (lacks := lacking(folder)) is not None:
+        raise RegistryError(lacks)
     config = read_object(folder / CONFIG)
     rank = config.get("r")
     if config.get("peft_type") != "LORA" or not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
@@ -93,16 +98,43 @@ def look_at(path: Path, *, role: str | None = None) -> Source:
                   run=run if folder.resolve().parent.name == "roles" and (run / "config.yaml").is_file() else None)
 
 
-def _adapter_folder(path: Path, role: str | None) -> Path:
-    roles = sorted(each.name for each in (path / "roles").glob("*") if each.is_dir())
+def adapter_folder(path: Path, role: str | None = None) -> Path:
+    """The folder with the adapter itself: `path`, a role of a run folder, or one that a trainer left below its output.
+
+    Trainers leave checkpoint-N folders, and PEFT a folder for each adapter that is not called default. Where there are
+    several and `path` is none itself, `role` has to name one. RegistryError says what there is to name.
+    """
     if not path.is_dir():
         raise RegistryError(f"{path}: no such folder")
-    if not roles:
+    run = path / "roles"
+    below = run if run.is_dir() else path
+    found = {each.name: each for each in sorted(below.glob("*"), key=_in_order)
+             if each.is_dir() and (below == run or (each / CONFIG).is_file())}
+    if role is None and ((path / CONFIG).is_file() or not found):
         return path
-    chosen = role or (roles[0] if len(roles) == 1 else None)
-    if chosen not in roles:
-        raise RegistryError(f"{path}: --role: must be one of {', '.join(roles)}, found {role or 'none'}")
-    return path / "roles" / chosen
+    chosen = role or (next(iter(found)) if len(found) == 1 else None)
+    if chosen not in found:
+        raise RegistryError(f"{path}: --role: must be one of {', '.join(found) or 'none that are there'}, found "
+                            f"{role or 'none'}")
+    return found[chosen]
+
+
+def _in_order(path: Path) -> tuple[str, int]:
+    """checkpoint-9 comes before checkpoint-10."""
+    name, _, number = path.name.rpartition("-")
+    return (name, int(number)) if number.isdecimal() else (path.name, 0)
+
+
+def lacking(folder: Path) -> str | None:
+    """What keeps a folder from being an adapter folder, as a sentence; None where it is one."""
+    missing = next((name for name in NEEDED if not (folder / name).is_file()), None)
+    if missing is None:
+        return None
+    pickled = f"; {PICKLED} is pickled, and pickled files can run code, so it is not opened: {CONVERT}" if (
+        folder / PICKLED).is_file() else ""
+    below = [each.parent.name for each in sorted(folder.glob(f"*/{CONFIG}"), key=lambda each: _in_order(each.parent))]
+    named = f"; there are adapters in {', '.join(below)} below it" if below else ""
+    return f"{folder}: is not an adapter folder: it has no {missing}{pickled}{named}"
 
 
 def _check_tensors(path: Path, part: str) -> None:
@@ -113,6 +145,15 @@ def _check_tensors(path: Path, part: str) -> None:
         raise RegistryError(f"{path}: is not a safetensors file: {' '.join(str(error).split())}") from error
     if not any(part in name for name in names):
         raise RegistryError(f"{path}: has no tensor whose name holds {part!r}, found {len(names)} others")
+
+
+def base_named(folder: Path) -> str | None:
+    """The base that the files of an adapter folder name; None where they name none."""
+    for name, key in ((ROLE, "base"), (CONFIG, "base_model_name_or_path")):
+        found = read_object(folder / name).get(key) if (folder / name).is_file() else None
+        if found:
+            return str(found)
+    return None
 
 
 def provenance(run: Path) -> Provenance:

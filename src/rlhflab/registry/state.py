@@ -33,6 +33,11 @@ class State:
             raise RegistryError(f"no deployment is called {name!r}; there are {known}")
         return self.deployments[name]
 
+    def means(self, name: str) -> bool:
+        """Whether `find` would look for it here: a name, a deployment, or the start of a digest."""
+        return name in self.deployments or any(each.name == name or _begins(each, name)
+                                               for each in self.adapters.values())
+
     def find(self, name: str) -> Adapter:
         """The adapter that a name, the start of a digest or a deployment means. RegistryError where none or several."""
         named = [each for each in self.adapters.values() if each.name == name]

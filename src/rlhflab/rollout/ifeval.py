@@ -4,7 +4,9 @@ Two types split text by a model of NLTK's that has to be downloaded; where it is
 """
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rlhflab.data.types import Prompt, Score
@@ -43,6 +45,8 @@ def registry_of_lm_eval() -> Mapping[str, Any]:
     try:
         found: Mapping[str, Any] = importlib.import_module(
             "lm_eval.tasks.ifeval.instructions_registry").INSTRUCTION_DICT
+        # Which language a text is in is found by chance too.
+        importlib.import_module("langdetect").DetectorFactory.seed = 0
     except ImportError as error:
         raise ConfigError(f"ifeval: lm-eval's checkers cannot be imported ({error}); run: {INSTALL}") from error
     return found
@@ -69,8 +73,20 @@ def _kept(checkers: Mapping[str, Any], name: str, options: Mapping[str, Any], as
     """Whether one instruction is followed by one of the forms of an answer. An empty answer follows none."""
     if name not in checkers:
         raise ConfigError(f"row {row}: no instruction is called {name!r}; there are {', '.join(sorted(checkers))}")
-    checker = checkers[name](name)
-    checker.build_description(**{key: value for key, value in options.items() if value})
-    if "prompt" in (checker.get_instruction_args() or {}):
-        checker.build_description(prompt=asked)
-    return any(bool(text.strip() and checker.check_following(text)) for text in tries)
+    with _repeatable(f"{row} {name}"):
+        checker = checkers[name](name)
+        checker.build_description(**{key: value for key, value in options.items() if value})
+        if "prompt" in (checker.get_instruction_args() or {}):
+            checker.build_description(prompt=asked)
+        return any(bool(text.strip() and checker.check_following(text)) for text in tries)
+
+
+@contextmanager
+def _repeatable(seed: str) -> Iterator[None]:
+    """The same draws for the same row: some checkers take by chance what a row does not give, or gives as no letter."""
+    before = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before)

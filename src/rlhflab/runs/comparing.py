@@ -12,11 +12,12 @@ from rlhflab.errors import ConfigError, RunError
 from rlhflab.model.load import cache_folder
 from rlhflab.progress import Progress
 from rlhflab.rollout.judges import CRITERIA, Duel, Verdict, decide
-from rlhflab.runs.evaluating import Checks, Respondent, Target, check_checks, refuse_other_base
+from rlhflab.runs.evaluating import Checks, Respondent, check_checks
 from rlhflab.runs.folder import RunFolder
 from rlhflab.runs.judging import Replies, open_judge
 from rlhflab.runs.kept import content_key
 from rlhflab.runs.lab import Lab
+from rlhflab.runs.targets import Target, refuse_other_base
 from rlhflab.suites import Suite
 
 FAR = 0.10

@@ -5,7 +5,7 @@ Files of answers are compared without torch; `drift_models.py` is loaded where a
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,9 @@ def find_drift(baseline: Source, current: Source, asked: Asked, *, out: Path | N
                progress: Progress) -> dict[str, Any]:
     """Compare two sides, and write `drift.json`, `drift.html` and what was answered now into a new folder."""
     sides = _read(baseline, current, asked, progress)
-    models = _models(asked, progress) if asked.model or "adapter" in {baseline.kind, current.kind} else None
+    with_model = asked.model is not None or "adapter" in {baseline.kind, current.kind}
+    asked = replace(asked, model=_base_of(asked, baseline, current)) if with_model else asked
+    models = _models(asked, progress) if with_model else None
     prompts = _asked_prompts(sides, asked)
     for name, source in zip(SIDES, (baseline, current), strict=True):
         if name not in sides:
@@ -78,7 +80,7 @@ def find_drift(baseline: Source, current: Source, asked: Asked, *, out: Path | N
     record = drift_record(*replies, names=(baseline.label, current.label), margins=asked.margins, alpha=asked.alpha,
                           token_divergence=divergence, seed=asked.seed)
     record = {"kind": "drift", "at": datetime.now(UTC).isoformat(timespec="seconds"), **record,
-              "asked": _as_asked(asked, models is not None)}
+              "asked": _as_asked(asked)}
     folder = RunFolder.create(out) if out is not None else RunFolder.named("drift")
     for name in SIDES:
         if sides[name].source.kind != "file":
@@ -93,6 +95,7 @@ def keep_answers(source: Source, asked: Asked, *, out: Path | None = None, progr
     if source.kind == "file":
         raise ConfigError(f"{source.name}: is a file of answers already; give a second side to compare it with")
     prompts = _asked_prompts({}, asked)
+    asked = replace(asked, model=_base_of(asked, source))
     models = _models(asked, progress) if source.kind == "adapter" else None
     side = _answered(source, SIDES[0], prompts, asked, models, progress)
     folder = RunFolder.create(out) if out is not None else RunFolder.named("answers")
@@ -182,29 +185,35 @@ def _answered(source: Source, side: str, prompts: Sequence[Prompt], asked: Asked
     return Side(source=source, replies=replies, prompts=prompts)
 
 
+def _base_of(asked: Asked, *sources: Source) -> str:
+    """--model, else the base that an adapter names."""
+    return asked.model or next((source.base for source in sources if source.base), asked.default_model)
+
+
 def _models(asked: Asked, progress: Progress) -> Any:
     from rlhflab.runs.drift_models import Models
 
-    return Models(asked.model or asked.default_model, max_new_tokens=asked.max_new_tokens,
+    assert asked.model is not None
+    return Models(asked.model, max_new_tokens=asked.max_new_tokens,
                   temperature=asked.temperature, progress=progress)
 
 
-def _as_asked(asked: Asked, with_model: bool) -> dict[str, Any]:
+def _as_asked(asked: Asked) -> dict[str, Any]:
     """What the record keeps of how it was asked."""
-    return {"model": (asked.model or asked.default_model) if with_model else None, "prompts": asked.prompts,
-            "samples": asked.samples, "max_new_tokens": asked.max_new_tokens, "temperature": asked.temperature}
+    return {key: getattr(asked, key) for key in ("model", "prompts", "samples", "max_new_tokens", "temperature")}
 
 
 def sides_of(baseline: str, current: str | None, *, rows: tuple[str | None, str | None] = (None, None),
-             served_as: Sequence[str] = ()) -> tuple[Source, Source | None]:
+             served_as: Sequence[str] = (), registry: Path = Path("registry")) -> tuple[Source, Source | None]:
     """Both sides by name. One file with two --...-rows is both; one --served-as is that of both sides."""
     if len(served_as) > len(SIDES):
         raise ConfigError(f"--served-as: at most one a side, found {len(served_as)}")
     if current is None and all(rows):
         current = baseline
     served = [served_as[0], served_as[-1]] if served_as else [None, None]
-    first = source_of(baseline, where=SIDES[0], only=rows[0], served_as=served[0])
-    second = None if current is None else source_of(current, where=SIDES[1], only=rows[1], served_as=served[1])
+    first = source_of(baseline, where=SIDES[0], only=rows[0], served_as=served[0], registry=registry)
+    second = None if current is None else source_of(current, where=SIDES[1], only=rows[1], served_as=served[1],
+                                                    registry=registry)
     if served_as and "server" not in {first.kind, second.kind if second else None}:
         raise ConfigError("--served-as: goes with a side that is an address, and none is")
     if second is not None and first == second and first.kind == "file":

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from rlhflab.rollout.chat_server import chat_server, sample_server
 from rlhflab.rollout.http import authorization, checked_url
 from rlhflab.rollout.sampling import answer_seed, sample
 from rlhflab.rollout.scoring import read_trees
-from rlhflab.runs.drift_sources import BASE, Source, prompt_key
+from rlhflab.runs.drift_sources import Source, prompt_key
 from rlhflab.runs.lab import Lab
 
 MICRO_TOKENS = 1024
@@ -40,9 +39,9 @@ class Models:
 
     def answer(self, source: Source, side: str, prompts: Sequence[Prompt], *, samples: int, seed: int) -> list[Reply]:
         """`samples` answers of an adapter to each prompt, one at temperature 0. `seed` has to be the side's own."""
-        self.roles[side] = None if source.name == BASE else side
-        if source.name != BASE:
-            self.lab.model.load_role(side, Path(source.name))
+        self.roles[side] = None if source.folder is None else side
+        if source.folder is not None:
+            self.lab.model.load_role(side, source.folder)
         greedy = self.temperature == 0
         with self.progress.track(f"answers of {side}", len(prompts) * (1 if greedy else samples)) as bar:
             rollouts = sample(self.lab.model, self.lab.chat, prompts, role=self.roles[side], greedy=greedy,

@@ -1,4 +1,4 @@
-"""The two sides of `rlhflab drift`: files of answers, adapters that answer now, and servers that answer now.
+"""The two sides of `rlhflab drift`: files of answers, and adapters and servers that answer now.
 
 Files are read without torch. Nothing is compared here.
 """
@@ -15,6 +15,8 @@ from rlhflab.data.files import kind_of_file, rows_of
 from rlhflab.data.formats import Row, kind_of, read_prompts, turn_rows
 from rlhflab.data.types import Message, Prompt
 from rlhflab.errors import ConfigError, DataError
+from rlhflab.registry.naming import NamedAdapter, named_adapter
+from rlhflab.registry.records import CONFIG
 from rlhflab.runs.evidence_files import ALIASES
 from rlhflab.scenarios import names, scenario
 
@@ -22,7 +24,6 @@ ANSWERS = ("answers", "completions", "responses", "samples")
 """Keys of a list of answers."""
 BASE = "base"
 """The side that is the model without an adapter."""
-ADAPTER_CONFIG = "adapter_config.json"
 TABLES = (".csv", ".tsv", ".parquet")
 Kind = Literal["file", "adapter", "server"]
 
@@ -36,30 +37,46 @@ class Source:
     only: tuple[str, str] | None = None
     """Column and value of the rows that count."""
     served_as: str | None = None
+    adapter: NamedAdapter | None = None
+    """What is loaded where an adapter answers; None for the base."""
+
+    @property
+    def base(self) -> str | None:
+        """The base that the adapter names."""
+        return None if self.adapter is None else self.adapter.base
+
+    @property
+    def folder(self) -> Path | None:
+        """Of the adapter; None where the base answers alone."""
+        return None if self.adapter is None else self.adapter.folder
 
     @property
     def label(self) -> str:
         """What the side is called: the name, and what tells it from the other one."""
-        return " ".join([self.name, *([f"({self.only[0]} {self.only[1]})"] if self.only else []),
+        return " ".join([self.adapter.name if self.adapter else self.name,
+                         *([f"({self.only[0]} {self.only[1]})"] if self.only else []),
                          *([f"({self.served_as})"] if self.served_as else [])])
 
 
-def source_of(name: str, *, where: str, only: str | None = None, served_as: str | None = None) -> Source:
+def source_of(name: str, *, where: str, only: str | None = None, served_as: str | None = None,
+              registry: Path = Path("registry")) -> Source:
     """What kind of side a name is. One clear error where it is none, or where a flag does not go with it."""
+    adapter = None
     if "://" in name:
         kind: Kind = "server"
-    elif name == BASE or (Path(name) / ADAPTER_CONFIG).is_file():
+    elif name == BASE or (not Path(name).is_file() and (adapter := named_adapter(name, registry=registry)) is not None):
         kind = "adapter"
     elif Path(name).is_dir():
-        raise DataError(f"{name}: is a folder without {ADAPTER_CONFIG}; a side is a file of answers, an adapter "
-                        f"folder, {BASE}, or the address of a server")
+        raise DataError(f"{name}: is a folder without {CONFIG}; a side is a file of answers, an adapter by folder or "
+                        f"by its name in the registry, {BASE}, or the address of a server")
     else:
         kind = "file"
     if kind == "server" and not served_as:
         raise ConfigError(f"{where}: an address needs --served-as, the model's name there")
     if only is not None and kind != "file":
         raise ConfigError(f"--{where}-rows: goes with a file of answers, and {name} is none")
-    return Source(name=name, kind=kind, only=_only(only, where), served_as=served_as if kind == "server" else None)
+    return Source(name=name, kind=kind, only=_only(only, where), adapter=adapter,
+                  served_as=served_as if kind == "server" else None)
 
 
 def _only(text: str | None, where: str) -> tuple[str, str] | None:

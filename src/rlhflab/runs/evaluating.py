@@ -6,7 +6,7 @@ or gate over the same prompts costs nothing.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rlhflab.analysis.evaluate import nats_a_token
 from rlhflab.analysis.suite_results import measured
@@ -14,10 +14,9 @@ from rlhflab.config import Choice
 from rlhflab.core.stats import Estimate
 from rlhflab.data.formats import finite, turn_rows
 from rlhflab.data.types import Prompt, Rollout, Score
-from rlhflab.errors import ConfigError, DataError, ModelError
-from rlhflab.model.adapters import ADAPTER_CONFIG
-from rlhflab.model.load import cache_folder, model_folder, weights_digest
-from rlhflab.model.shared import ADAPTER, SharedModel, adapter_digest, base_of
+from rlhflab.errors import ConfigError, DataError
+from rlhflab.model.load import cache_folder
+from rlhflab.model.shared import SharedModel, adapter_digest
 from rlhflab.progress import Progress
 from rlhflab.rollout.constraints import check_source
 from rlhflab.rollout.ifeval import registry_of_lm_eval
@@ -28,47 +27,13 @@ from rlhflab.rollout.verifiers import own_check, verifier
 from rlhflab.runs.folder import RunFolder, environment
 from rlhflab.runs.kept import Kept, content_key
 from rlhflab.runs.lab import Lab
+from rlhflab.runs.targets import Target
 from rlhflab.suites import Metric, Suite
 
 PART = 64
 """Prompts that are answered before their answers are kept."""
 MICRO_TOKENS = 4096
 """Tokens in one forward pass of a check that reads a model."""
-
-
-class Target(NamedTuple):
-    """What is evaluated."""
-
-    model: str
-    adapter: Path | None
-
-    @property
-    def name(self) -> str:
-        """As a report calls it."""
-        return str(self.adapter) if self.adapter else self.model
-
-
-def target_of(text: str, *, model: str | None = None) -> Target:
-    """`MODEL`, `MODEL+ADAPTER`, or an adapter folder, whose base is `model` or the one it names itself."""
-    folder = Path(text)
-    if (folder / ADAPTER_CONFIG).is_file():
-        return Target(model or base_of(folder), folder)
-    base, plus, adapter = text.rpartition("+")
-    if plus and base and not folder.exists():
-        if not (Path(adapter) / ADAPTER_CONFIG).is_file():
-            raise ModelError(f"{text}: {adapter} is not an adapter folder: it needs {ADAPTER_CONFIG} and {ADAPTER}")
-        return Target(base, Path(adapter))
-    return Target(text, None)
-
-
-def refuse_other_base(candidate: Target, active: Target) -> None:
-    """Two names may mean the same weights; their digests count. An adapter's own record is checked as it loads."""
-    if candidate.model == active.model:
-        return
-    digests = [weights_digest(model_folder(each.model)[0]) for each in (candidate, active)]
-    if digests[0] != digests[1]:
-        raise ModelError(f"{candidate.name}: is of base {candidate.model} ({digests[0][:12]}), and {active.name} of "
-                         f"{active.model} ({digests[1][:12]}); only models of one base are compared")
 
 
 class Checks:

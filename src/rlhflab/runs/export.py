@@ -1,58 +1,99 @@
-"""`rlhflab export`: a trained adapter for other tools, as it is or folded into the weights, and how exact that is."""
+"""`rlhflab export`: a trained adapter for other tools, and how exactly they repeat it.
+
+For plain PEFT, folded into the weights, for vLLM (`export_vllm.py`), or for llama.cpp (`export_gguf.py`).
+"""
 
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from rlhflab.core.batch import pack
 from rlhflab.errors import ModelError, RunError
 from rlhflab.model.plain import plain_logprobs, plain_model
-from rlhflab.model.shared import HEAD, SharedModel, adapter_digest, base_of
+from rlhflab.model.shared import HEAD, SharedModel, adapter_digest
 from rlhflab.progress import Progress
+from rlhflab.runs.export_gguf import converter_of, write_gguf
+from rlhflab.runs.export_vllm import allowed_rank, write_preset
 from rlhflab.runs.lab import Lab
 from rlhflab.runs.probes import fixed_trees
+from rlhflab.runs.targets import Target
 
 ROLE = "exported"
 LARGEST_DEVIATION = 1e-3
 """Nats a token, in fp32, where folding an adapter in changes nothing but rounding."""
+Form = Literal["peft", "merged", "gguf-lora", "vllm"]
+KINDS: dict[Form, str] = {"peft": "adapter", "merged": "merged model", "gguf-lora": "GGUF adapter",
+                          "vllm": "adapter with a preset for vLLM"}
 
 
-def export_adapter(adapter: Path, *, out: Path, merge: bool, model: str | None, dtype: str, device: str = "auto",
-                   progress: Progress) -> dict[str, Any]:
-    """Write `adapter` to the new folder `out`, and `export.json` into it, which is returned.
+def export_adapter(target: Target, *, out: Path, to: Form, dtype: str, converter: Path | None = None,
+                   device: str = "auto", progress: Progress) -> dict[str, Any]:
+    """Write the adapter of `target` to the new folder `out` in one form, and `export.json` into it, which is returned.
 
-    Without `merge` it is an adapter folder for plain PEFT, with it a whole model folder for plain transformers. Either
-    is loaded again by those, and the deviation of its log-probs from the lab's is measured, nats a token.
+    What was written is loaded again by plain transformers and PEFT, and the deviation of its log-probs from the lab's
+    is measured, nats a token. Of a GGUF file that is done with what was converted, and its tensors are compared.
     """
     if out.exists():
         raise RunError(f"{out}: exists already; give another --out, or remove it yourself")
-    base = model or base_of(adapter)
-    if merge and (adapter / HEAD).is_file():
-        raise ModelError(f"{adapter}: has a head beside it, which a language model cannot hold; leave --merge out")
-    progress.say(f"Loading {base} ...")
-    lab = Lab.load(base, dtype=dtype, device=device, progress=progress)
-    lab.model.load_role(ROLE, adapter, head="stored" if (adapter / HEAD).is_file() else "none")
+    if target.adapter is None:
+        raise ModelError(f"{target.name}: is no adapter; export needs one")
+    head = (target.adapter / HEAD).is_file()
+    if head and to != "peft":
+        raise ModelError(f"{target.adapter}: has a head beside it, which a language model cannot hold; leave --to out")
+    script = converter_of(converter) if to == "gguf-lora" else None
+    progress.say(f"Loading {target.model} ...")
+    lab = Lab.load(target.model, dtype=dtype, device=device, progress=progress)
+    lab.model.load_role(ROLE, target.adapter, head="stored" if head else "none")
+    _refuse_form(lab.model, to)
     unfinished = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.parent.mkdir(parents=True, exist_ok=True)
     try:
-        if merge:
-            _write_merged(lab.model, base, unfinished)
-        else:
-            lab.model.save_role(ROLE, unfinished)
+        more = _write(lab.model, target.model, unfinished, to=to, name=out.name, script=script, dtype=dtype)
+        read = unfinished / "adapter" if to in ("gguf-lora", "vllm") else unfinished
         report = {
-            "kind": "merged model" if merge else "adapter", "base": lab.model.base.name,
-            "base_digest": lab.model.base.digest, "adapter_digest": adapter_digest(adapter), "dtype": dtype,
-            "deviation": _deviation(lab, base, unfinished, merged=merge)}
+            "kind": KINDS[to], "base": lab.model.base.name, "base_digest": lab.model.base.digest,
+            "adapter_digest": adapter_digest(target.adapter), "dtype": dtype,
+            "deviation": _deviation(lab, target.model, read, merged=to == "merged"), **more}
         _refuse_deviation(report, out)
+        if to == "gguf-lora":
+            shutil.rmtree(read)
         (unfinished / "export.json").write_text(json.dumps(report, indent=2) + "\n")
         unfinished.rename(out)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return report
+
+
+def _refuse_form(model: SharedModel, to: Form) -> None:
+    """ModelError for what the tool that reads the form cannot compute."""
+    lora = model.lora_of(ROLE)
+    if lora.dora and to in ("gguf-lora", "vllm"):
+        raise ModelError(f"--to {to}: the adapter is DoRA, which {'llama.cpp' if to == 'gguf-lora' else 'vLLM'} cannot "
+                         "apply; fold it into the weights: --to merged")
+    if to == "vllm":
+        allowed_rank(lora.rank)
+
+
+def _write(model: SharedModel, base: str, folder: Path, *, to: Form, name: str, script: Path | None,
+           dtype: str) -> dict[str, Any]:
+    """Write the role to the new `folder`; what its form adds to the report."""
+    if to == "merged":
+        _write_merged(model, base, folder)
+        return {}
+    if to == "peft":
+        model.save_role(ROLE, folder)
+        return {}
+    folder.mkdir()
+    model.save_role(ROLE, folder / "adapter")
+    if to == "vllm":
+        return {"vllm": write_preset(folder, name=name, base=base, tokenizer=model.tokenizer,
+                                     rank=model.lora_of(ROLE).rank)}
+    assert script is not None
+    return {"gguf": write_gguf(folder, lora=model.lora_of(ROLE), base=base, script=script, dtype=dtype)}
 
 
 def _write_merged(model: SharedModel, base: str, folder: Path) -> None:

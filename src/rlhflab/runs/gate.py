@@ -14,9 +14,10 @@ from rlhflab.analysis.gate_files import junit, markdown
 from rlhflab.analysis.suite_results import paired
 from rlhflab.data.formats import finite
 from rlhflab.progress import Progress
-from rlhflab.runs.evaluating import Checks, Respondent, Target, check_checks, refuse_other_base
+from rlhflab.runs.evaluating import Checks, Respondent, check_checks
 from rlhflab.runs.folder import RunFolder
 from rlhflab.runs.lab import Lab
+from rlhflab.runs.targets import Target, refuse_other_base
 from rlhflab.suites import Suite, suite_named
 from rlhflab.suites.policy import ReadPolicy
 

@@ -13,9 +13,11 @@ import torch
 from rlhflab.data.formats import read_prompts, turn_rows
 from rlhflab.data.types import Message, Prompt
 from rlhflab.errors import ModelError, RegistryError
+from rlhflab.model.adapters import refuse_unsupported
 from rlhflab.model.load import known_models, model_folder, weights_digest
 from rlhflab.progress import Progress
 from rlhflab.registry.records import (
+    CONFIG,
     HEAD,
     TRANSCRIPTS,
     Adapter,
@@ -28,6 +30,7 @@ from rlhflab.registry.records import (
 )
 from rlhflab.registry.sources import Source, data_facts, look_at, provenance, template_of
 from rlhflab.registry.store import Added, Registry
+from rlhflab.registry.told import told_by
 from rlhflab.rollout.sampling import sample
 from rlhflab.runs.folder import environment
 from rlhflab.runs.lab import Lab
@@ -57,6 +60,7 @@ def add_adapter(registry: Registry, path: Path, said: Said, *, role: str | None,
     """Take the adapter at `path` into the registry with all that is known of it. RegistryError says what is wrong."""
     source = look_at(path, role=role)
     base = base_facts(source, said.model)
+    _warn_of_what_cannot_be_loaded(source, progress)
     made = _made(registry, source, said)
     files: dict[str, Path | bytes] = dict(source.files)
     if said.transcripts is not None:
@@ -68,6 +72,14 @@ def add_adapter(registry: Registry, path: Path, said: Said, *, role: str | None,
                        alpha=source.config.get("lora_alpha"), head=HEAD in source.files, made=made, note=said.note)
 
     return registry.add(files, describe, by=said.by)
+
+
+def _warn_of_what_cannot_be_loaded(source: Source, progress: Progress) -> None:
+    """A registry keeps what servers load; a gate of this lab has to load it too."""
+    try:
+        refuse_unsupported(source.config, where=str(source.files[CONFIG]))
+    except ModelError as error:
+        progress.say(f"Kept as it is, but neither gate nor evaluate can load it here: {error}")
 
 
 def base_facts(source: Source, model: str | None) -> BaseFacts:
@@ -96,7 +108,7 @@ def _is_here(name: str) -> bool:
 
 
 def _made(registry: Registry, source: Source, said: Said) -> Provenance:
-    made = provenance(source.run) if source.run else Provenance()
+    made = provenance(source.run) if source.run else Provenance(told=told_by(source.folder))
     if said.parents:
         state = registry.state()
         made = replace(made, parents=tuple(state.find(each).digest for each in said.parents))
@@ -118,8 +130,7 @@ def transcripts(source: Source, base: BaseFacts, said: Said, progress: Progress)
         raise RegistryError(f"{said.transcripts}: holds {len(prompts)} prompts; at most {MOST_PROMPTS} are kept as "
                             "transcripts")
     lab = _lab(said.model or base.name, "float32", progress)
-    folder = source.files["adapter_config.json"].parent
-    answers = _greedy(lab, folder, prompts, said.max_new_tokens)
+    answers = _greedy(lab, source.folder, prompts, said.max_new_tokens)
     return {"dtype": "float32", "max_new_tokens": said.max_new_tokens, "made_with": environment(),
             "base_digest": lab.model.base.digest, "rows": [
                 {"messages": turn_rows(prompt.messages), "tokens": list(tokens), "text": text}

@@ -11,8 +11,8 @@ from rlhflab.core.batch import TokenAnswer, Tree
 from rlhflab.data.chat import ChatFormat
 from rlhflab.data.types import Message, PreferencePair, Prompt
 from rlhflab.errors import DataError, ModelError
-from rlhflab.model.adapters import ADAPTER_CONFIG
-from rlhflab.model.shared import ADAPTER, HEAD, read_record
+from rlhflab.model.adapters import ADAPTER, ADAPTER_CONFIG
+from rlhflab.model.shared import HEAD, read_record
 from rlhflab.progress import Progress
 from rlhflab.rollout.reward_role import role_scores
 from rlhflab.runs.folder import RunFolder
