@@ -64,7 +64,7 @@ class Release:
         self.registry_folder = folder.path / "registry"
 
     def parts(self) -> Iterator[tuple[str, Callable[[], int]]]:
-        """Names and work, in order; each part returns the tokens it wrote."""
+        """Names and work, in order; each part returns the tokens it read or wrote."""
         yield "registry", self.fill
         yield "gate hacked", partial(self.gate, HACKED)
         yield "gate cured", partial(self.gate, CURED)
@@ -109,13 +109,14 @@ class Release:
         lab = self._load()
         active, candidate = (Target(lab.model.base.name, self.registry.path_of(each), each.name)
                              for each in (start, adapter))
-        record = gate_with(lab, candidate, active, self.policy, RunFolder.create(self.folder.path / home))
+        folder = RunFolder.create(self.folder.path / home)
+        record = gate_with(lab, candidate, active, self.policy, folder)
         could = sum(row["blocking"] for row in record["rows"])
         self.progress.say("\n".join([
             f"Gate of {name} against {START}, policy {self.policy.name}:", *columns(verdict_cells(record)),
             f"Verdict on {name}: {record['verdict']}. {could} of {len(record['rows'])} rows had the power to block; "
             f"{record['answers_written']} answers of {record['tokens_written']} tokens were written."]))
-        return int(record["tokens_written"])
+        return sum(row.get("tokens", 0) for row in folder.rows("answers.jsonl"))  # whether kept before or not
 
     def promote(self) -> int:
         """Promote the cured adapter if the gate lets it, and see that what the gate blocks is refused."""
