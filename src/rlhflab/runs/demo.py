@@ -283,8 +283,8 @@ class Demo:
             *lines, *self.release.closing_words(), f"The loop took {loop}, the hacking part {hacking}, the release "
             f"{release}; memory was at most {self.summary['peak_memory_gb']:.1f} GB.",
             f"The report is {report}: open it in a browser.",
-            f"Next: talk to the tuned model with rlhflab sample --adapter {self.folder.path}/ppo/roles/policy "
-            "--prompt \"...\", or train on your own data: see README.md."])
+            f"Next: talk to the released model with rlhflab sample --adapter {self.release.active} --prompt \"...\", "
+            "or train on your own data: see README.md."])
 
     def _load_lab(self) -> Lab:
         run = self._recipe("sft")

@@ -77,6 +77,11 @@ class Release:
         """The demo's own."""
         return Registry(self.registry_folder, key=self.folder.path / "release" / KEY)
 
+    @property
+    def active(self) -> Path:
+        """The link to the active adapter; nothing is there where the base answers alone."""
+        return self.registry_folder / ACTIVE / DEPLOYMENT
+
     # -- parts -----------------------------------------------------------------------------------------------------
 
     def fill(self) -> int:
@@ -226,9 +231,9 @@ class Release:
 
     def _proof(self) -> dict[str, Any]:
         """Whether what is active now is what was released before, and answers as it did."""
-        start, link = self._adapter(START), self.registry_folder / ACTIVE / DEPLOYMENT
+        start = self._adapter(START)
         assert start.base.name is not None and start.base.digest is not None
-        expected, digest = (start.digest, folder_digest(link.resolve())) if link.exists() else (
+        expected, digest = (start.digest, folder_digest(self.active.resolve())) if self.active.exists() else (
             start.base.digest, weights_digest(model_folder(start.base.name)[0]))
         found = check_transcripts(self.registry, start, model=None, progress=self.progress)
         return {"expected": expected, "digest": digest, "digest_matches": digest == expected, **found,
