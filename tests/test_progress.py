@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from rlhflab.progress import Progress, in_words
+from rlhflab.progress import Progress, columns, in_words
 
 
 def lines_of(seconds_each, rounds, **numbers):
@@ -49,3 +49,7 @@ def test_a_loop_of_unknown_length_says_its_rate_and_no_remaining_time():
         for _ in range(6):
             bar.advance()
     assert stream.getvalue().splitlines() == ["convert: 3 4 s each", "convert: 6 4 s each", "convert: 6 in 28 s"]
+
+
+def test_columns_stand_under_each_other_and_no_line_ends_in_blanks():
+    assert columns([["a", "long", "x"], ["bbb", "b", ""]]) == ["a    long  x", "bbb  b"]

@@ -14,6 +14,7 @@ from rlhflab.analysis.hacking import (
     change_of,
     criteria,
     first_samples,
+    gate_blocks,
     paired,
     proxy_gain,
 )
@@ -140,3 +141,11 @@ def test_what_cannot_be_decided_is_not_passed() -> None:
     never = Watched(fired={"length_drift": 5}, gold=[(0, 0.7), (2, 0.7)])
     assert isinstance(alarm_in_time([never], [SILENT], LIMITS), Undecided)
     assert isinstance(alarm_in_time([SILENT], [], LIMITS), Undecided)
+
+
+@pytest.mark.parametrize(("verdict", "proven", "passed"), [
+    ("fail", True, True), ("inconclusive", True, True), ("pass", True, False), ("fail", False, False)])
+def test_the_gate_criterion_needs_both_a_blocked_candidate_and_a_proven_way_back(verdict, proven, passed):
+    found = gate_blocks(verdict, rollback_ok=proven)
+    assert (found.id, found.passed, found.value) == ("8", passed, float(passed))
+    assert found.says == f"the gate says {verdict}; the rollback is {'proven' if proven else 'not proven'}"

@@ -1,6 +1,7 @@
 """The demo end to end on a tiny model: every stage, the summary, going on after a stop, and the same numbers twice."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from rlhflab.errors import RunError
 from rlhflab.progress import Progress
+from rlhflab.registry.store import Registry
 from rlhflab.runs.demo import run_demo
 from rlhflab.runs.evaluating import evaluate
 from rlhflab.runs.inspecting import sample_answers
@@ -16,13 +18,23 @@ from rlhflab.suites import suite_named
 from rlhflab.train.checkpoint import Checkpoints
 
 STAGES = ["load", "evaluate base", "sft", "evaluate sft", "preferences", "reward", "dpo", "evaluate dpo", "ppo",
-          "evaluate ppo", "hacking: start", "hacking: hack", "hacking: targeted", "hacking: unbiased", "hacking: judge"]
+          "evaluate ppo", "hacking: start", "hacking: hack", "hacking: targeted", "hacking: unbiased", "hacking: judge",
+          "release: registry", "release: gate hacked", "release: gate cured", "release: promote", "release: rollback",
+          "release: verify", "release: judge"]
 MEASURES = {"gold", "right", "abstention_recall", "over_refusal", "confident_wrong", "format", "words"}
 
 
 def quick(out: Path | None, **options: Any) -> Path:
     return run_demo(**{"model": "tiny-llama", "seed": 0, "out": out, "resume": None, "quick": True,
                        "progress": Progress(), **options})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Answers that the gate keeps are this module's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RLHFLAB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +50,9 @@ def numbers(folder: Path) -> dict[str, Any]:
     for step in [*summary["ppo"]["steps"], *(step for arm in summary["hacking"]["arms"].values()
                                              for step in arm["steps"])]:
         del step["seconds"]
-    return {key: value for key, value in summary.items() if key not in ("seconds", "hacking_seconds", "peak_memory_gb",
-                                                                        "hacking")} | {
+    del summary["release"]["rollback"]["seconds"]
+    return {key: value for key, value in summary.items() if key not in (
+        "seconds", "hacking_seconds", "release_seconds", "peak_memory_gb", "hacking")} | {
         "hacking": {key: value for key, value in summary["hacking"].items() if key != "registered"}}
 
 
@@ -69,6 +82,22 @@ def test_the_hacking_part_reuses_the_demos_own_start_and_unbiased_policy(demo: P
     assert hacking["arms"]["start"]["rates"] == summary["policies"]["sft"]["sampled"]
     assert not (demo / "hacking" / "seed-0" / "unbiased").exists()
     assert "Reward hacking: the hack, the alarm, the cure" in (demo / "report.html").read_text()
+
+
+def test_the_demo_ends_with_a_release_that_is_told_in_summary_and_report(demo: Path) -> None:
+    summary = json.loads((demo / "summary.json").read_text())
+    release = summary["release"]
+    assert set(release) == {"hacked", "cured", "rollback", "verify"} and summary["release_seconds"] > 0
+    assert set(release["hacked"]) == {"verdict"} and set(release["cured"]) == {"verdict", "stopped_by"}
+    assert release["rollback"]["ok"] and set(release["rollback"]) == {"ok", "seconds"} and release["verify"]["ok"]
+    gate = next(row for row in summary["hacking"]["criteria"] if row["id"] == "8")
+    assert gate["passed"] == (release["hacked"]["verdict"] != "pass")
+    assert not any(row["id"] == "8" for row in summary["hacking"]["not_evaluated"])
+    registry = Registry(demo / "registry", key=demo / "release" / "demo-only-key.pem")
+    parents = {name: registry.state().find(name).made.parents for name in ("start", "hacked", "cured")}
+    start = registry.state().find("start").digest
+    assert parents == {"start": (), "hacked": (start,), "cured": (start,)}
+    assert "Release: the gate, the ledger, the way back" in (demo / "report.html").read_text()
 
 
 def test_the_folder_is_whole_by_itself(demo: Path) -> None:

@@ -47,6 +47,18 @@ def markdown(record: Mapping[str, Any]) -> str:
                       f"{record['confidence']:g}.", ""])
 
 
+def stopped_by(record: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The rows that keep the candidate out, with their reasons."""
+    return [{key: row[key] for key in ("suite", "metric", "verdict", "reason")} for row in record["rows"]
+            if row["blocks"]]
+
+
+def verdict_cells(record: Mapping[str, Any]) -> list[list[str]]:
+    """Suite, metric, verdict, whether it blocks, and the reason of each row, for a table on a terminal."""
+    return [[row["suite"], row["metric"], row["verdict"], "blocks" if row["blocks"] else "-", row["reason"]]
+            for row in record["rows"]]
+
+
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 

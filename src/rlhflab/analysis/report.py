@@ -12,6 +12,7 @@ from rlhflab.analysis import figures
 from rlhflab.analysis.figures import POLICY_NAMES, Figure, short, spoken
 from rlhflab.analysis.hacking_page import hacking_part
 from rlhflab.analysis.page import markdown, render_page, write_page
+from rlhflab.analysis.release_page import release_part
 from rlhflab.analysis.report_data import (
     MODES,
     POLICIES,
@@ -93,6 +94,7 @@ def page(data: ReportData) -> dict[str, Any]:
         "rates": rates, "rates_figure": figures.reward_model_figure(rates) if rates else None,
         "cards": {CARD_TITLES[name]: text for name, text in data.cards.items()}, "facts": facts(data),
         "durations": rows(data.summary, "stages"), "policy_ids": POLICIES, "hacking": hacking_part(data.hacking),
+        "release": release_part(data.release),
     }
 
 

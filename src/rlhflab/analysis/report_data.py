@@ -114,6 +114,8 @@ class ReportData:
     single_run: bool
     hacking: Mapping[str, Any] = field(default_factory=dict)
     """The reward-hacking experiment: its summary, with the story told beside it. Empty without one."""
+    release: Mapping[str, Any] = field(default_factory=dict)
+    """What became of the release: verdicts, ledger and the proof of the way back. Empty without one."""
 
     @property
     def seed(self) -> int:
@@ -172,7 +174,7 @@ def load(folder: Path) -> ReportData:
         raise RunError(f"{folder}: holds no summary.json, metrics.jsonl or evaluation/; expected a demo or a run")
     return ReportData(name=folder.resolve().name, summary=summary, measures=read_measures(folder, summary),
                       answers=answers, stages=stages, cards=read_cards(folder / "cards"), single_run=single_run,
-                      hacking=read_hacking(folder, summary))
+                      hacking=read_hacking(folder, summary), release=read_release(folder))
 
 
 def read_json(path: Path, default: Any) -> Any:
@@ -209,6 +211,12 @@ def read_hacking(folder: Path, summary: Mapping[str, Any]) -> Mapping[str, Any]:
     found = section(summary, "hacking")
     story = read_json(folder / "hacking" / "story.json", None) or read_json(folder / "story.json", {})
     return {**found, **story} if found else {}
+
+
+def read_release(folder: Path) -> Mapping[str, Any]:
+    """The release of a demo, once it was done."""
+    found = read_json(folder / "release" / "story.json", {})
+    return found if isinstance(found, dict) else {}
 
 
 def read_stage(home: Path, summary: Mapping[str, Any]) -> Stage | None:

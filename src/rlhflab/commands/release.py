@@ -111,7 +111,8 @@ def gate_command(candidate: str, /, *, against: str, policy: str = "gate.yaml", 
         registry: Where names of adapters are looked up; $RLHFLAB_REGISTRY, or registry here, where absent.
         as_json: Print the record of the verdict as JSON.
     """
-    from rlhflab.progress import Progress
+    from rlhflab.analysis.gate_files import verdict_cells
+    from rlhflab.progress import Progress, columns
     from rlhflab.runs.gate import run_gate
     from rlhflab.runs.targets import target_of
     from rlhflab.suites import read_policy
@@ -122,9 +123,7 @@ def gate_command(candidate: str, /, *, against: str, policy: str = "gate.yaml", 
     if as_json:
         print_value({"folder": str(folder), **record}, True)
     else:
-        print_table([{"suite": row["suite"], "metric": row["metric"], "verdict": row["verdict"],
-                      "blocks": "blocks" if row["blocks"] else "-", "reason": row["reason"]}
-                     for row in record["rows"]], False)
+        print("\n".join(columns(verdict_cells(record))))
         next_step = f"read {folder / 'gate.md'}" if record["blocks"] else f"release {candidate}"
         print(f"Wrote {folder}. The gate's verdict: {record['verdict']}. Next: {next_step}")
     return BLOCKED if record["blocks"] else 0

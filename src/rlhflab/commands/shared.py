@@ -11,6 +11,8 @@ from typing import Annotated, Any, TypeVar
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from rlhflab.progress import columns
+
 T = TypeVar("T")
 Json = Annotated[bool, Parameter(name="--json")]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
@@ -82,7 +84,4 @@ def print_table(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
         print("none yet")
         return
     words = {"True": "yes", "False": "no", "None": "-"}
-    cells = [[words.get(str(value), str(value)) for value in row.values()] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for row_cells in cells:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row_cells, widths, strict=True)).rstrip())
+    print("\n".join(columns([[words.get(str(value), str(value)) for value in row.values()] for row in rows])))

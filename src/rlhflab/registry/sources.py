@@ -178,7 +178,12 @@ def provenance(run: Path) -> Provenance:
         if isinstance(rewards, list) else None,
         seeds=(config["seed"],) if isinstance(config.get("seed"), int) else None,
         parents=None if config.get("start") and not parents else parents,
-        run={key: record.get(key) for key in ("kind", "status", "started", "ended", "lab", "machine", "versions")})
+        run=run_facts(record))
+
+
+def run_facts(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's record.json says of where and when it ran."""
+    return {key: record.get(key) for key in ("kind", "status", "started", "ended", "lab", "machine", "versions")}
 
 
 def folder_digest(folder: Path) -> str:

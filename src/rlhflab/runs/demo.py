@@ -15,7 +15,9 @@ from typing import Any
 import yaml
 
 from rlhflab.analysis.evaluate import Row, answer_prompts, change, judged_rows, perplexity, rates
+from rlhflab.analysis.hacking import GATE_CRITERION, as_json, gate_blocks
 from rlhflab.analysis.report import write_report
+from rlhflab.analysis.report_data import section
 from rlhflab.config import Run, read_run
 from rlhflab.data.formats import pair_row, write_jsonl
 from rlhflab.errors import RunError
@@ -28,10 +30,12 @@ from rlhflab.runs.folder import Record, RunFolder, environment
 from rlhflab.runs.lab import Lab
 from rlhflab.runs.preferences import collect_pairs, write_pool
 from rlhflab.runs.recipes import recipe
+from rlhflab.runs.release import CURED, HACKED, START, Release, Trained
 from rlhflab.runs.stage_log import StageLog
 from rlhflab.runs.stages import run_stage
 from rlhflab.scenarios import scenario as scenario_named
 from rlhflab.scenarios.base import Scenario
+from rlhflab.suites import read_policy
 
 POLICIES = ("base", "sft", "dpo", "ppo")
 SCENARIO = "helpdesk"
@@ -47,13 +51,17 @@ class Size:
     canary: int = 96
     start_answers: int = 64
     expert_pairs: int = 96
+    gate_prompts: int | None = None
+    """Prompts of each suite that the gate asks, at most; as its policy says where None."""
+    transcripts: int = 8
+    """Prompts whose greedy answers the registry keeps of each adapter."""
     overrides: tuple[str, ...] = ()
     """Flags put behind each recipe."""
 
 
 FULL = Size()
 QUICK = Size(evaluation_prompts=8, evaluation_samples=1, comparison_prompts=12, canary=4, start_answers=16,
-             expert_pairs=8,
+             expert_pairs=8, gate_prompts=4, transcripts=2,
              overrides=("--examples", "16", "--steps", "2", "--batch", "4", "--checkpoint_every", "1"))
 
 
@@ -127,6 +135,9 @@ class Demo:
         for name, work in self.experiment.parts():
             self.stages.run(f"hacking: {name}", work, clock="hacking_seconds")
         self.stages.run("hacking: judge", self.judge_hacking, clock="hacking_seconds")
+        for name, work in self.release.parts():
+            self.stages.run(f"release: {name}", work, clock="release_seconds")
+        self.stages.run("release: judge", self.judge_release, clock="release_seconds")
         self._write_cards()
         self.progress.say(f"Writing {write_report(self.folder.path)}")
 
@@ -162,6 +173,27 @@ class Demo:
             made={"unbiased": self.folder.path / "ppo"},
             judged={"start": self.folder.path / "evaluation/sft.jsonl",
                     "unbiased": self.folder.path / "evaluation/ppo.jsonl"})
+
+    @cached_property
+    def release(self) -> Release:
+        """The release desk: the SFT policy is active, the hacked and the cured policy want to be."""
+        hacking, rates = self.experiment.home(self.seed), section(self.summary, "hacking", "arms")
+        by = "simulated annotators of the scenario's card"
+        trained = {
+            START: Trained(run=self.folder.path / "sft", note="the SFT policy",
+                           evaluations={self.task.name: self.summary["policies"]["sft"]}),
+            HACKED: Trained(run=hacking / "hack", data=(hacking / "pairs-biased.jsonl",),
+                            annotators=f"{by} who like long and confident answers",
+                            note="PPO on a reward learnt from biased pairs",
+                            evaluations={self.task.name: section(rates, "hack", "rates")}),
+            CURED: Trained(run=hacking / "targeted",
+                           data=(hacking / "pairs-biased.jsonl", hacking / "pairs-targeted.jsonl"),
+                           annotators=f"{by} who like long and confident answers, then experts by the gold rules",
+                           note="PPO on the biased reward after expert labels on the failures found",
+                           evaluations={self.task.name: section(rates, "targeted", "rates")})}
+        prompts = self.task.prompts("evaluation", self.size.transcripts, seed=self.seed)
+        return Release(self.folder, lambda: self.lab, trained, read_policy("demo.yaml").first(self.size.gate_prompts),
+                       prompts, self.progress)
 
     # -- stages: each returns the tokens it read or wrote ----------------------------------------------------------
 
@@ -222,6 +254,16 @@ class Demo:
         self.experiment.folder.write_json("story.json", self.experiment.story())
         return 0
 
+    def judge_release(self) -> int:
+        """What was released, and whether the gate kept the hacked adapter out."""
+        self.summary["release"] = self.release.result()
+        self.folder.write_json("release/story.json", self.release.story())
+        found, hacking = self.summary["release"], self.summary["hacking"]
+        decided = as_json([gate_blocks(found[HACKED]["verdict"], rollback_ok=found["rollback"]["ok"])])
+        hacking["criteria"] += decided["criteria"]
+        hacking["not_evaluated"] = [row for row in hacking["not_evaluated"] if row["id"] != GATE_CRITERION]
+        return 0
+
     # -- around the stages -----------------------------------------------------------------------------------------
 
     @property
@@ -232,14 +274,17 @@ class Demo:
         return self._lab
 
     def closing_words(self) -> str:
-        """What came out, in four lines, and what to do next."""
+        """What came out, where it is, and what to do next."""
         lines = [f"{policy:>5}: gold {_words(found['sampled']['gold'])} sampled, "
                  f"{_words(found['greedy']['gold'])} greedy" for policy, found in self.summary["policies"].items()]
         report = self.folder.path / "report.html"
-        return "\n".join([*lines, f"The loop took {in_words(self.summary['seconds'])} and at most "
-                          f"{self.summary['peak_memory_gb']:.1f} GB. The report is {report}: open it in a browser.",
-                          f"Next: talk to the tuned model with rlhflab sample --adapter {self.folder.path}/ppo/roles/"
-                          "policy --prompt \"...\", or train on your own data: see README.md."])
+        loop, hacking, release = (in_words(self.summary[f"{part}seconds"]) for part in ("", "hacking_", "release_"))
+        return "\n".join([
+            *lines, *self.release.closing_words(), f"The loop took {loop}, the hacking part {hacking}, the release "
+            f"{release}; memory was at most {self.summary['peak_memory_gb']:.1f} GB.",
+            f"The report is {report}: open it in a browser.",
+            f"Next: talk to the released model with rlhflab sample --adapter {self.release.active} --prompt \"...\", "
+            "or train on your own data: see README.md."])
 
     def _load_lab(self) -> Lab:
         run = self._recipe("sft")

@@ -69,8 +69,8 @@ class Respondent:
         self.key = (lab.model.base.digest, self.adapter_digest, shape, self.dtype, lab.model.device.type)
         """What its answers depend on, besides what they are asked."""
         self.kept = Kept(cache_folder() / "answers" / f"{content_key(*self.key)[:16]}.jsonl")
-        self.written = 0
-        """Answers that were not kept already."""
+        self.written = self.tokens_written = 0
+        """Answers that were not kept already, and their tokens."""
 
     def record(self) -> dict[str, Any]:
         """What identifies it."""
@@ -116,10 +116,12 @@ class Respondent:
 
     def _written(self, suite: Suite, places: Sequence[int]) -> list[Rollout]:
         how = suite.answers
-        self.written += len(places) * len(_samples(suite))
-        return sample(self.lab.model, self.lab.chat, [suite.prompts[i] for i in places], role=self.role,
-                      samples=how.samples, greedy=how.greedy, max_new_tokens=how.max_new_tokens,
-                      temperature=how.temperature, seed=how.seed, places=places)
+        written = sample(self.lab.model, self.lab.chat, [suite.prompts[i] for i in places], role=self.role,
+                         samples=how.samples, greedy=how.greedy, max_new_tokens=how.max_new_tokens,
+                         temperature=how.temperature, seed=how.seed, places=places)
+        self.written += len(written)
+        self.tokens_written += sum(len(each.token_ids) for each in written)
+        return written
 
     def _seeds(self, suite: Suite, place: int) -> list[int | None]:
         how = suite.answers

@@ -22,6 +22,7 @@ from rlhflab.analysis.evaluate import Row, judged_rows, rates
 from rlhflab.analysis.evidence import Sample, sample_of
 from rlhflab.analysis.hacking import (
     ALARMS,
+    GATE_CRITERION,
     SeedResult,
     Thresholds,
     Undecided,
@@ -311,7 +312,7 @@ class Experiment:
                    for name in ("hack", "unbiased") if name in self.protocol.arms}
         decided = [*criteria(results, self.protocol.thresholds),
                    alarm_in_time(watched["hack"], watched.get("unbiased", []), self.protocol.thresholds),
-                   Undecided("8", "needs a release gate, which would have to block the hacked adapter")]
+                   Undecided(GATE_CRITERION, "needs the release gate, which only the demo asks")]
         return {"dose": self.protocol.dose, "seeds": list(seeds), "registered": self.register(), **as_json(decided),
                 "arms": {name: self.arm_summary(name, results) for name in ("start", *self.protocol.arms)},
                 "detectors": detector_rows(watched["hack"][0], next(iter(watched.get("unbiased", [])), None))}

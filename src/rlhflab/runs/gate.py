@@ -3,6 +3,7 @@
 What a verdict follows from is in `analysis/gate.py`.
 """
 
+import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,15 +32,22 @@ def run_gate(candidate: Target, active: Target, policy: ReadPolicy, *, out: Path
 
     ModelError where the two are of different bases.
     """
-    suites = policy_suites(policy)
+    policy_suites(policy)  # a mistake in a suite is said before a model is loaded
     refuse_other_base(candidate, active)
     lab = Lab.load(active.model, dtype=dtype, device=device, progress=progress)
+    folder = RunFolder.named("gate") if out is None else RunFolder.create(out)
+    return folder.path, gate_with(lab, candidate, active, policy, folder)
+
+
+def gate_with(lab: Lab, candidate: Target, active: Target, policy: ReadPolicy, folder: RunFolder) -> dict[str, Any]:
+    """The record that `run_gate` writes, on a base that is loaded and holds no roles; it holds none afterwards."""
+    began = time.perf_counter()
+    suites = policy_suites(policy)
     checks = Checks(lab.model)
     two = {who: Respondent(lab, target, role=who, checks=checks)
            for who, target in (("active", active), ("candidate", candidate))}
     if two["candidate"].key == two["active"].key:
         two["candidate"].kept = two["active"].kept  # One model on both sides is asked once.
-    folder = RunFolder.named("gate") if out is None else RunFolder.create(out)
     alone = {name for name in suites if {row.test for row in policy.policy.rows if row.suite == name} == {"exact"}}
     rows = {(who, name): [] if who == "active" and name in alone else _answered(respondent, suite, who, folder)
             for name, suite in suites.items() for who, respondent in two.items()}
@@ -47,18 +55,21 @@ def run_gate(candidate: Target, active: Target, policy: ReadPolicy, *, out: Path
              for row in policy.policy.rows]
     verdicts = judged(policy.policy, pairs, [suites[row.suite].better(row.metric) for row in policy.policy.rows])
     verdict, identity = overall(verdicts), {who: each.record() for who, each in two.items()}
-    record = finite({
+    lab.drop_roles()
+    record: dict[str, Any] = finite({
         "format": FORMAT, "verdict": verdict, "blocks": verdict != "pass",
         "at": datetime.now(UTC).isoformat(timespec="seconds"), "version": __version__,
         "candidate": candidate.name, "candidate_digest": identity["candidate"]["adapter_digest"],
         "active": active.name, "active_digest": identity["active"]["adapter_digest"],
         **{key: identity["active"][key] for key in ("base", "base_digest", "dtype")},
         "policy": policy.name, "policy_digest": policy.digest, "confidence": policy.policy.confidence,
+        "seconds": round(time.perf_counter() - began, 2), "answers_written": sum(each.written for each in two.values()),
+        "tokens_written": sum(each.tokens_written for each in two.values()),
         "rows": [{**asdict(row), "blocks": row.blocks} for row in verdicts]})
     folder.write_json("gate.json", record)
     folder.write("gate.md", markdown(record))
     folder.write("junit.xml", junit(record))
-    return folder.path, record
+    return record
 
 
 def policy_suites(policy: ReadPolicy) -> dict[str, Suite]:

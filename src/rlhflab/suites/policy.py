@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
 
@@ -66,6 +66,14 @@ class ReadPolicy:
     """sha256 of the file."""
     folder: Path
     policy: GatePolicy
+
+    def first(self, n: int | None) -> "ReadPolicy":
+        """The policy on at most `n` prompts a suite, whose name says so; as it is where None."""
+        if n is None:
+            return self
+        prompts = {row.suite: min(n, self.policy.prompts.get(row.suite, n)) for row in self.policy.rows}
+        return replace(self, name=f"{self.name} on {n} prompts a suite",
+                       policy=self.policy.model_copy(update={"prompts": prompts}))
 
 
 def read_policy(name: str) -> ReadPolicy:
