@@ -111,11 +111,11 @@ class Guard:
             return
         refused = self._refusal(Request(scope))
         if refused is not None:
-            await _with_headers(send, scope)({"type": "http.response.start", "status": refused[0], "headers": [
+            await with_headers(send, scope)({"type": "http.response.start", "status": refused[0], "headers": [
                 (b"content-type", b"text/plain; charset=utf-8")]})
             await send({"type": "http.response.body", "body": refused[1].encode()})
             return
-        await self.app(scope, _limited(receive), _with_headers(send, scope))
+        await self.app(scope, limited(receive, LARGEST_REQUEST), with_headers(send, scope))
 
     def _refusal(self, request: Request) -> tuple[int, str] | None:
         host = request.headers.get("host", "")
@@ -136,22 +136,23 @@ class Guard:
         return None
 
 
-def _limited(receive: Receive) -> Receive:
+def limited(receive: Receive, most: int) -> Receive:
     """The body, as far as it is not too large; a length that was declared wrongly changes nothing."""
     read = 0
 
-    async def limited() -> MutableMapping[str, Any]:
+    async def receiving() -> MutableMapping[str, Any]:
         nonlocal read
         message = await receive()
         read += len(message.get("body", b""))
-        if read > LARGEST_REQUEST:
-            raise HTTPException(413, f"A request has at most {LARGEST_REQUEST} bytes.")
+        if read > most:
+            raise HTTPException(413, f"A request has at most {most} bytes.")
         return message
 
-    return limited
+    return receiving
 
 
-def _with_headers(send: Send, scope: Scope) -> Send:
+def with_headers(send: Send, scope: Scope) -> Send:
+    """`send`, with the headers that every answer has."""
     async def sending(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
             # Pages show what others wrote. Script and style may be kept, if the browser asks whether they changed.
