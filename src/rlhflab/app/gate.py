@@ -94,14 +94,14 @@ class Rate:
     _buckets: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Permissions left, and when that was. As many as there are keys."""
 
-    def wait(self, caller: str) -> float:
-        """Take a permission: 0; or seconds until there is one."""
+    def wait(self, caller: str) -> int:
+        """Take a permission: 0; or whole seconds until there is one."""
         now = self.clock()
         left, then = self._buckets.get(caller, (float(self.a_minute), now))
         left = min(float(self.a_minute), left + (now - then) * self.a_minute / 60)
         allowed = left >= 1
         self._buckets[caller] = left - allowed, now
-        return 0.0 if allowed else (1 - left) * 60 / self.a_minute
+        return 0 if allowed else math.ceil(round((1 - left) * 60 / self.a_minute, 6))
 
 
 class Gate:
@@ -144,9 +144,8 @@ class Gate:
             return 401, error_body("the API key is missing or wrong; send Authorization: Bearer KEY", status=401,
                                    code="invalid_api_key"), {"www-authenticate": "Bearer"}
         if self.rate is not None and (wait := self.rate.wait(caller)):
-            return 429, error_body(f"more than {self.rate.a_minute} requests a minute; ask again in "
-                                   f"{math.ceil(wait)} s", status=429, code="rate_limit_exceeded"), {
-                                       "retry-after": str(math.ceil(wait))}
+            return 429, error_body(f"more than {self.rate.a_minute} requests a minute; ask again in {wait} s",
+                                   status=429, code="rate_limit_exceeded"), {"retry-after": str(wait)}
         length = request.headers.get("content-length", "")
         if length.isdigit() and int(length) > self.largest:
             return 413, error_body(f"a request has at most {self.largest} bytes, found {length}", status=413,

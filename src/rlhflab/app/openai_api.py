@@ -17,7 +17,7 @@ from fastapi import Request as HttpRequest
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException as StarletteError
 
 from rlhflab.app.gate import API, Gate, Keys, Rate, error_body
@@ -39,8 +39,29 @@ NO_MATTER = ("user", "metadata", "safety_identifier", "prompt_cache_key")
 """Keys of OpenAI's that say something about who asks."""
 Amount = Annotated[float, Field(ge=0, le=STRONGEST, allow_inf_nan=False)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
-Token = Annotated[int, Field(ge=0)]
 B = TypeVar("B", bound="Body")
+
+
+def as_list(given: Any) -> Any:
+    """A text alone as a list of one."""
+    return [given] if isinstance(given, str) else given
+
+
+def as_parts(given: Any) -> Any:
+    """A turn's text as its one part."""
+    return [{"type": "text", "text": given}] if isinstance(given, str) else given
+
+
+def as_prompts(given: Any) -> list[Asked]:
+    """A text, token ids, or a list of either, as a list."""
+    several = given if isinstance(given, list) and given and not _is_ids(given) else [given]
+    if not all(isinstance(each, str) or _is_ids(each) for each in several):
+        raise ValueError("must be text, a list of token ids, or a list of texts or of such lists")
+    return [each if isinstance(each, str) else tuple(each) for each in several]
+
+
+def _is_ids(given: Any) -> bool:
+    return isinstance(given, list) and bool(given) and all(type(each) is int and each >= 0 for each in given)
 
 
 class Body(BaseModel):
@@ -53,7 +74,7 @@ class Body(BaseModel):
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 1.0
     n: Annotated[int, Field(ge=1, le=128)] = 1
     seed: Annotated[int, Field(ge=-2**63, lt=2**63)] | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=4)] = Field(default_factory=list)
+    stop: Annotated[list[Stop], Field(max_length=4), BeforeValidator(as_list)] = Field(default_factory=list)
     stream: bool = False
     stream_options: "StreamOptions | None" = None
     strength: Amount = 1.0
@@ -63,8 +84,7 @@ class Body(BaseModel):
         """As the service knows it."""
         return Request(model=self.model, prompts=prompts, n=self.n, max_tokens=max_tokens,
                        temperature=self.temperature, top_p=self.top_p, seed=self.seed,
-                       stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop),
-                       top_logprobs=top_logprobs, strength=self.strength, mixture=self.mixture)
+                       stop=tuple(self.stop), top_logprobs=top_logprobs, strength=self.strength, mixture=self.mixture)
 
 
 class StreamOptions(BaseModel):
@@ -88,12 +108,12 @@ class Turn(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: Annotated[list[TextPart], BeforeValidator(as_parts)]
 
     @property
     def message(self) -> Message:
         """As the lab knows it; a developer is who else is called system."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        text = "".join(part.text for part in self.content)
         return Message(role="system" if self.role == "developer" else self.role, content=text)
 
 
@@ -120,16 +140,13 @@ class ChatBody(Body):
 class CompletionBody(Body):
     """Of a completion."""
 
-    prompt: str | Annotated[list[str], Field(min_length=1)] | Annotated[list[Token], Field(min_length=1)] \
-        | Annotated[list[list[Token]], Field(min_length=1)]
+    prompt: Annotated[list[Any], BeforeValidator(as_prompts)]
+    """Texts, or tuples of token ids."""
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
 
     def asked(self) -> Request:
         """As the service knows it."""
-        given: Any = self.prompt
-        several = isinstance(given, list) and not isinstance(given[0], int)
-        prompts = tuple(each if isinstance(each, str) else tuple(each) for each in (given if several else [given]))
-        return self.request(prompts, max_tokens=self.max_tokens or DEFAULT_COMPLETION, top_logprobs=self.logprobs)
+        return self.request(tuple(self.prompt), max_tokens=self.max_tokens or DEFAULT_COMPLETION, top_logprobs=self.logprobs)
 
 
 def serving_app(service: Service, *, keys: Keys, rate: int | None = None, largest: int = LARGEST_BODY) -> FastAPI:
@@ -218,7 +235,8 @@ def checked(kind: type[B], content: Mapping[str, Any]) -> B:
             raise Refused(f"{where}: unknown key; known are {', '.join(sorted(kind.model_fields))}",
                           param=where, code="unknown_parameter") from error
         found = "" if problem["type"] == "missing" else f", found {shortly(problem['input'])}"
-        raise Refused(f"{where}: {problem['msg'][:1].lower()}{problem['msg'][1:]}{found}", param=where) from error
+        words = problem["msg"].removeprefix("Value error, ")
+        raise Refused(f"{where}: {words[:1].lower()}{words[1:]}{found}", param=where) from error
 
 
 def shortly(value: object) -> str:
