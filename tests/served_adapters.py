@@ -23,6 +23,7 @@ BASE = "tiny-llama"
 SMALL = Limits(max_new_tokens=64, context=256, rows=4, queue=16)
 PARENTS = {"sft": (), "brief": ("sft",), "polite": ("sft",), "alone": ()}
 """Names of adapters, and what each started from."""
+OPEN = Keys(digests={})
 
 
 def trained(folder: Path, names: Sequence[str] = tuple(PARENTS)) -> dict[str, Path]:
@@ -51,7 +52,7 @@ def service_with(registry: Registry | None, *, limits: Limits = SMALL, log: Path
 
 
 @contextmanager
-def running(service: BatchingService, *, keys: Keys = Keys(digests={}), rate: int | None = None,
+def running(service: BatchingService, *, keys: Keys = OPEN, rate: int | None = None,
             largest: int = 2**16) -> Iterator[str]:
     """The address of a server, up to and with /v1, while it answers."""
     bound = bind("127.0.0.1", 0)

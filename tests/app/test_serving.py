@@ -4,6 +4,7 @@ import json
 import socket
 import threading
 import time
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 import openai
@@ -14,9 +15,9 @@ import registry_folders
 from conftest import moved_role
 from rlhflab.app.gate import Keys
 from rlhflab.model.shared import SharedModel
+from rlhflab.rollout.live import LiveBatch
 from rlhflab.runs.drift_sources import Source, read_replies
-from rlhflab.runs.serving import Limits
-from served_adapters import BASE, client, registry_with, running, said, service_with
+from served_adapters import BASE, SMALL, client, registry_with, running, said, service_with
 from slow_twins import plain_generate
 
 TURNS = [{"role": "user", "content": "Where is the key?"}]
@@ -202,10 +203,7 @@ def test_who_hangs_up_frees_the_row(url, service):
         gone.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
                      b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
     assert said(opened.chat.completions.create(model=BASE, messages=TURNS, **FREE)) is not None
-    until = time.monotonic() + 30
-    while (service.batch.live or service.batch._waiting) and time.monotonic() < until:
-        time.sleep(0.01)
-    assert not service.batch.live and not service.batch._waiting
+    until(lambda: not service.batch.live and not service.batch._waiting)
 
 
 def test_active_follows_promotion_and_rollback_without_a_restart(made, service, ask):
@@ -238,28 +236,36 @@ def test_keys_rates_and_sizes_reach_the_official_client(made):
         assert int(limit.value.response.headers["retry-after"]) in range(1, 21)
 
 
-def test_a_full_queue_says_come_again(made):
-    service = service_with(None, limits=Limits(max_new_tokens=200, context=256, rows=1, queue=1))
+def test_a_full_queue_says_come_again(monkeypatch):
+    """One answer is held in its only row, one waits; the third is told to come again, and the two are answered."""
+    service, go_on, decode = service_with(None, limits=replace(SMALL, rows=1, queue=1)), threading.Event(), \
+        LiveBatch._decode
+    monkeypatch.setattr(LiveBatch, "_decode", lambda live: go_on.wait() and decode(live))
     with running(service) as found:
-        opened = client(found)
-        held = [opened.completions.create(model=BASE, prompt=[5], max_tokens=200, stream=True) for _ in range(1)]
-        next(iter(held[0]))
-        statuses = []
-        threads = [threading.Thread(target=lambda: statuses.append(_status(opened))) for _ in range(6)]
-        for thread in threads:
+        opened, answers = client(found), []
+
+        def one():
+            answers.append(opened.completions.create(model=BASE, prompt=[5], max_tokens=4, temperature=0))
+
+        threads = [threading.Thread(target=one) for _ in range(2)]
+        for place, thread in enumerate(threads):
             thread.start()
+            until(lambda: len(service.batch.live) == 1 and len(service.batch._waiting) == place)
+        with pytest.raises(openai.RateLimitError, match="1 answers are waiting and 1 more were asked for") as error:
+            one()
+        assert error.value.response.headers["retry-after"] == "1"
+        go_on.set()
         for thread in threads:
             thread.join()
-        assert set(statuses) <= {200, 429} and 200 in statuses and 429 in statuses
+    assert len(answers) == 2 and answers[0].choices[0].text == answers[1].choices[0].text
 
 
-def _status(opened):
-    try:
-        opened.completions.create(model=BASE, prompt=[5], max_tokens=200, temperature=0)
-    except openai.RateLimitError as error:
-        assert "answers are waiting" in str(error) and error.response.headers["retry-after"] == "1"
-        return 429
-    return 200
+def until(true, seconds=60.0):
+    """Wait until something is so; AssertionError where it never is."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.005)
 
 
 def test_answers_are_logged_only_where_it_is_switched_on(tmp_path):

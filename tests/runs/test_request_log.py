@@ -26,7 +26,7 @@ def test_drift_reads_what_was_logged(tmp_path):
 
 
 def test_a_file_that_cannot_be_written_is_named_at_the_start_and_counted_later(tmp_path):
-    with pytest.raises(ConfigError, match="--log-requests: .*nowhere/log.jsonl: cannot be written: No such file"):
+    with pytest.raises(ConfigError, match=r"--log-requests: .*nowhere/log.jsonl: cannot be written: No such file"):
         RequestLog(tmp_path / "nowhere" / "log.jsonl")
     log = RequestLog(tmp_path / "log.jsonl")
     os.close(log._file)

@@ -118,7 +118,7 @@ def test_a_damaged_registry_leaves_the_base_answering(tmp_path):
     names = names_of(tmp_path, sft=())
     ledger = names.registry.folder / "ledger.jsonl"
     ledger.write_text(ledger.read_text().replace("anna", "ann"))
-    with pytest.raises(Refused, match="the registry cannot be read: .*ledger.jsonl:1: is damaged") as refused:
+    with pytest.raises(Refused, match=r"the registry cannot be read: .*ledger.jsonl:1: is damaged") as refused:
         parts(names, "sft")
     assert refused.value.status == 503 and parts(names, "a-base") == {}
 

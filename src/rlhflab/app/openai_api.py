@@ -8,13 +8,14 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Annotated, Any, Literal, TypeVar
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, FastAPI, HTTPException
 from fastapi import Request as HttpRequest
-from fastapi.concurrency import run_in_threadpool
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -40,6 +41,7 @@ NO_MATTER = ("user", "metadata", "safety_identifier", "prompt_cache_key")
 Amount = Annotated[float, Field(ge=0, le=STRONGEST, allow_inf_nan=False)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 B = TypeVar("B", bound="Body")
+T = TypeVar("T")
 
 
 def as_list(given: Any) -> Any:
@@ -163,18 +165,31 @@ def serving_app(service: Service, *, keys: Keys, rate: int | None = None, larges
     return app
 
 
+class Threads:
+    """The few threads in which the service is called: each keeps memory of its own."""
+
+    def __init__(self, most: int = 2) -> None:
+        self.limiter: CapacityLimiter | None = None
+        self.most = most
+
+    async def run(self, work: Callable[..., T], *arguments: Any) -> T:
+        """What `work` returns."""
+        self.limiter = self.limiter or CapacityLimiter(self.most)  # it belongs to the loop that is running
+        return await to_thread.run_sync(work, *arguments, limiter=self.limiter)
+
+
 def router(service: Service) -> APIRouter:
     """The three paths, without the gate."""
-    routes = APIRouter(prefix=API)
+    routes, threads = APIRouter(prefix=API), Threads()
 
     @routes.get("/models")
     async def models() -> Response:
-        return JSONResponse({"object": "list", "data": [_model(each) for each in await run_in_threadpool(
+        return JSONResponse({"object": "list", "data": [_model(each) for each in await threads.run(
             service.models)]})
 
     @routes.get("/models/{name:path}")
     async def model(name: str) -> Response:
-        found = next((each for each in await run_in_threadpool(service.models) if each.name == name), None)
+        found = next((each for each in await threads.run(service.models) if each.name == name), None)
         if found is None:
             raise Refused(f"model: no model is called {name!r}; GET /v1/models says which there are", status=404,
                           param="model", code="model_not_found")
@@ -183,12 +198,12 @@ def router(service: Service) -> APIRouter:
     @routes.post("/chat/completions")
     async def chat(http: HttpRequest) -> Response:
         body = checked(ChatBody, await json_body(http))
-        return await answered(service, http, body, body.asked(), Chat(body))
+        return await answered(partial(threads.run, service.write), http, body.asked(), Chat(body))
 
     @routes.post("/completions")
     async def completions(http: HttpRequest) -> Response:
         body = checked(CompletionBody, await json_body(http))
-        return await answered(service, http, body, body.asked(), Completion(body))
+        return await answered(partial(threads.run, service.write), http, body.asked(), Completion(body))
 
     return routes
 
@@ -366,12 +381,14 @@ def _token(text: str, logprob: float) -> dict[str, Any]:
             else list(text.encode())}
 
 
-async def answered(service: Service, http: HttpRequest, body: Body, request: Request, form: Form) -> Response:
+async def answered(write: Callable[..., Awaitable[Writing]], http: HttpRequest, request: Request,
+                   form: Form) -> Response:
     """The answer to a request, whole or as a stream. Rows of a client that has gone are freed."""
+    body = form.body
     if body.stream_options is not None and not body.stream:
         raise Refused("stream_options: needs stream true", param="stream_options")
     pieces = Pieces()
-    pieces.writing = await run_in_threadpool(service.write, request, pieces.deliver)
+    pieces.writing = await write(request, pieces.deliver)
     form.facts["system_fingerprint"] = pieces.writing.fingerprint
     if body.stream:
         return Events(pieces, pieces.writing, form)
