@@ -70,7 +70,7 @@ def served(model: str, adapters: dict[str, Path], *flags: str) -> Iterator[tuple
 
 
 def throughput(url: str, *, clients: int, requests: int, tokens: int) -> dict[str, float]:
-    """Tokens a second of `requests` requests, `clients` of them at once, each of another adapter than the one before."""
+    """Tokens a second of `requests` requests, `clients` of them at once, each of another adapter than the last."""
     def ask(i: int) -> int:
         answer = post(client, url, "chat/completions", {
             "model": ADAPTERS[i % len(ADAPTERS)], "messages": TURNS, "max_tokens": tokens, "seed": i,
@@ -229,11 +229,11 @@ def soak(url: str, server: psutil.Process, models: list[str], *, seconds: float,
     after = httpx.get(f"{url}/models", timeout=60).status_code
     warm = sizes[len(sizes) // 5:] or [server.memory_info().rss]
     tenth = max(1, len(warm) // 10)
-    print([round(s / MIB) for s in sizes[::5]], file=sys.stderr)
     return {"seconds": seconds, "clients": clients, **tally.record(), "answers_afterwards": after == 200,
             "rss_mib": {"start": round(sizes[0] / MIB, 1) if sizes else None,
                         "warm": round(sum(warm[:tenth]) / tenth / MIB, 1),
                         "end": round(sum(warm[-tenth:]) / tenth / MIB, 1), "most": round(max(warm) / MIB, 1)},
+            "rss_mib_each_minute": [round(size / MIB, 1) for size in sizes[::60]],
             "threads_at_end": server.num_threads(), "open_files_at_end": server.num_fds()}
 
 

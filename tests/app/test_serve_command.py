@@ -47,10 +47,11 @@ def test_what_cannot_be_is_one_sentence(capsys, monkeypatch, tmp_path, arguments
 def test_a_port_in_use_and_an_adapter_of_another_base_change_nothing(capsys, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert f"--port {port}: is in use" in failure(capsys, "serve", "--port", port, "--log-requests", tmp_path / "l")
+        assert f"--port {port}: is in use" in failure(
+            capsys, "serve", "--port", port, "--log-requests", tmp_path / "l")
     folder = trained(tmp_path, ("sft",))["sft"]
-    assert re.search(r"--adapter x: .*sft belongs to base weights [0-9a-f]{64}, and tiny-qwen has [0-9a-f]{64}", failure(
-        capsys, "serve", "--model", "tiny-qwen", "--port", 0, "--adapter", f"x={folder}"))
+    words = failure(capsys, "serve", "--model", "tiny-qwen", "--port", 0, "--adapter", f"x={folder}")
+    assert re.search("--adapter x: .*sft belongs to base weights [0-9a-f]{64}, and tiny-qwen has [0-9a-f]{64}", words)
     registry_folders.adapter_folder(tmp_path / "odd")
     assert "odd/adapter_config.json: is not a LoRA configuration" in failure(
         capsys, "serve", "--model", BASE, "--port", 0, "--adapter", f"x={tmp_path / 'odd'}")

@@ -66,7 +66,8 @@ def right(service, role, *, seed=None, weights=None, limit=12):
     prompt = service.lab.chat._ids(service.lab.chat.tokenizer.apply_chat_template(
         TURNS, tokenize=False, add_generation_prompt=True))
     with torch.no_grad():
-        ids, _ = plain_generate(model, prompt, role, seed=seed, max_new_tokens=limit, stop_ids=service.lab.chat.stop_ids)
+        ids, _ = plain_generate(model, prompt, role, seed=seed, max_new_tokens=limit,
+                                stop_ids=service.lab.chat.stop_ids)
     return service.lab.chat.text(ids)
 
 
@@ -171,7 +172,8 @@ def test_requests_of_many_adapters_at_once_are_answered_as_alone(ask):
     ({"mixture": {"brief": 0.5, "alone": 0.5}}, 400, "only models with the same parent can be mixed"),
     ({"mixture": {"none": 0.5}}, 404, "mixture: no model is called 'none'"),
     ({"max_tokens": 65}, 400, "max_tokens: 65 are asked for, and this server writes at most 64"),
-    ({"max_tokens": 300}, 400, "more than the 256 that fit"), ({"n": 17}, 400, "n: 17 answers in one request; at most 16"),
+    ({"max_tokens": 300}, 400, "more than the 256 that fit"),
+    ({"n": 17}, 400, "n: 17 answers in one request; at most 16"),
     ({"presence_penalty": 1}, 400, "presence_penalty: is not supported here")])
 def test_bad_input_is_a_sentence_for_the_client(ask, options, status, words):
     model = options.pop("model", "brief")
@@ -248,10 +250,11 @@ def test_a_full_queue_says_come_again(monkeypatch):
             answers.append(opened.completions.create(model=BASE, prompt=[5], max_tokens=4, temperature=0))
 
         threads = [threading.Thread(target=one) for _ in range(2)]
-        for place, thread in enumerate(threads):
-            thread.start()
-            until(lambda: len(service.batch.live) == 1 and len(service.batch._waiting) == place)
-        with pytest.raises(openai.RateLimitError, match="1 answers are waiting and 1 more were asked for") as error:
+        threads[0].start()
+        until(lambda: service.batch.live)
+        threads[1].start()
+        until(lambda: service.batch._waiting)
+        with pytest.raises(openai.RateLimitError, match="1 answers are waiting and 1 more were asked") as error:
             one()
         assert error.value.response.headers["retry-after"] == "1"
         go_on.set()
@@ -284,7 +287,7 @@ def test_changed_weights_are_not_served(tmp_path):
     path = made.path_of(made.state().find("sft")) / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     with running(service_with(made)) as found:
-        with pytest.raises(openai.ConflictError, match="its weights are [0-9a-f]{64}, not [0-9a-f]{64} as recorded"):
+        with pytest.raises(openai.ConflictError, match=r"its weights are [0-9a-f]{64}, not [0-9a-f]{64} as recorded"):
             client(found).completions.create(model="sft", prompt="a")
         assert client(found).completions.create(model=BASE, prompt="a").choices
 

@@ -148,7 +148,8 @@ class CompletionBody(Body):
 
     def asked(self) -> Request:
         """As the service knows it."""
-        return self.request(tuple(self.prompt), max_tokens=self.max_tokens or DEFAULT_COMPLETION, top_logprobs=self.logprobs)
+        return self.request(tuple(self.prompt), max_tokens=self.max_tokens or DEFAULT_COMPLETION,
+                            top_logprobs=self.logprobs)
 
 
 def serving_app(service: Service, *, keys: Keys, rate: int | None = None, largest: int = LARGEST_BODY) -> FastAPI:
