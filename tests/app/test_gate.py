@@ -86,12 +86,13 @@ def test_a_file_of_keys_is_named_with_its_line(tmp_path, text, sentence):
 def test_without_keys_only_the_names_of_this_machine_are_answered():
     for base in ("http://rebound.example:8000", "http://10.0.0.1"):
         assert client(base=base).get("/v1/echo").status_code == 421
+        assert client().get("/v1/echo", headers={"Host": "["}).status_code == 421
         assert client(base=base, keys=(KEY,)).get("/v1/echo", headers=bearer(KEY)).status_code == 200
     for base in (HERE, "http://localhost", "http://[::1]:1"):
         assert client(base=base).get("/v1/echo").status_code == 200
 
 
-@pytest.mark.parametrize("headers", [{"Origin": "http://evil.example"}, {"Origin": "null"},
+@pytest.mark.parametrize("headers", [{"Origin": "http://evil.example"}, {"Origin": "null"}, {"Origin": "http://["},
                                      {"Origin": "http://127.0.0.1:9999"}, {"Sec-Fetch-Site": "cross-site"}])
 def test_a_page_from_elsewhere_is_not_answered(headers):
     assert client().post("/v1/echo", content=b"{}", headers=headers).status_code == 403

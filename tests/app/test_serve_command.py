@@ -65,8 +65,8 @@ def test_a_process_answers_until_it_is_told_to_end(tmp_path):
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         line = server.stdout.readline()
-        url = re.match(r"(http://127\.0\.0\.1:\d+/v1) answers as tiny-llama, mine\. Only this machine can ask; requests "
-                       r"go to .*log\.jsonl\.", line)[1]
+        url = re.match(r"(http://127\.0\.0\.1:\d+/v1) answers as tiny-llama, mine\. Only this machine can ask; "
+                       r"requests go to .*log\.jsonl\.", line)[1]
         made = client(url).chat.completions.create(model="mine", messages=[{"role": "user", "content": "q"}],
                                                    max_tokens=4, seed=1)
         assert isinstance(said(made), str)

@@ -94,6 +94,10 @@ def test_a_seed_is_the_labs_own(service, ask):
     assert said(ask("sft", temperature=1, seed=7)) == right(service, "sft", seed=7)
 
 
+def test_the_coldest_temperature_takes_the_likeliest_tokens(ask):
+    assert said(ask("sft", temperature=1e-300, seed=1)) == said(ask("sft", temperature=0))
+
+
 def test_strength_0_is_the_parent_and_1_the_child(ask):
     parent, child = ask("sft"), ask("brief")
     assert said(ask("brief", strength=0)) == said(parent) != said(child)
@@ -282,12 +286,13 @@ def test_answers_are_logged_only_where_it_is_switched_on(tmp_path):
     assert len(prompts) == 2 and json.loads(log.read_text().splitlines()[0])["model"] == BASE
 
 
-def test_changed_weights_are_not_served(tmp_path):
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_files_that_were_changed_are_not_served(tmp_path, name):
     made = registry_with(tmp_path, {"sft": ()})
-    path = made.path_of(made.state().find("sft")) / "adapter_model.safetensors"
-    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    path = made.path_of(made.state().find("sft")) / name
+    path.write_bytes(path.read_bytes()[:-1] + b" ")
     with running(service_with(made)) as found:
-        with pytest.raises(openai.ConflictError, match=r"its weights are [0-9a-f]{64}, not [0-9a-f]{64} as recorded"):
+        with pytest.raises(openai.ConflictError, match=f"sft: {name} is [0-9a-f]*, not [0-9a-f]* as recorded"):
             client(found).completions.create(model="sft", prompt="a")
         assert client(found).completions.create(model=BASE, prompt="a").choices
 

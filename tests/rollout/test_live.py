@@ -188,3 +188,14 @@ def test_what_is_not_written_at_the_end_has_failed(llama: SharedModel) -> None:
     assert heard.ends == [("failed", 0)]
     with pytest.raises(Exception, match="the server is going down"):
         batch.live.submit([wanted(Heard())])
+
+
+def test_sixteen_at_once_take_as_many_steps_as_one(llama: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the throughput at many clients comes from, without a clock."""
+    steps, decode = [], LiveBatch._decode
+    monkeypatch.setattr(LiveBatch, "_decode", lambda live: steps.append(len(live.live)) or decode(live))
+    batch, heard = Batch(llama, rows=16), [Heard() for _ in range(16)]
+    batch.live.stop_ids = frozenset()
+    batch.live.submit([wanted(each, seed=seed, prompt=PROMPTS[seed % 3]) for seed, each in enumerate(heard)])
+    batch.finish()
+    assert steps == [16] * 7, "the first of eight tokens comes of the prefill"

@@ -15,11 +15,10 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from fastapi import HTTPException, Request
 
-from rlhflab.app.server import SHORTEST_TOKEN, Receive, Scope, Send, is_loopback, limited, with_headers
+from rlhflab.app.server import SHORTEST_TOKEN, Receive, Scope, Send, is_loopback, limited, split, with_headers
 from rlhflab.errors import ConfigError
 
 API = "/v1"
@@ -131,12 +130,12 @@ class Gate:
     def _refusal(self, request: Request) -> tuple[int, dict[str, Any], Mapping[str, str]] | None:
         host = request.headers.get("host", "")
         # Without keys, a page elsewhere whose name is made to point here must not be taken for this machine.
-        if not self.keys.digests and not is_loopback(urlsplit(f"//{host}").hostname or ""):
+        if not self.keys.digests and not is_loopback(split(f"//{host}").hostname or ""):
             return 421, error_body("this server is reached by 127.0.0.1 or localhost only", status=421), {}
         if request.method not in ("GET", "HEAD", "POST"):
             return 405, error_body(f"{request.method}: only GET and POST are answered", status=405), {}
         origin = request.headers.get("origin")
-        if (origin is not None and urlsplit(origin).netloc != host) or request.headers.get(
+        if (origin is not None and split(origin).netloc != host) or request.headers.get(
                 "sec-fetch-site", "none") not in ("none", "same-origin"):
             return 403, error_body("a page of another site sent this; it is not answered", status=403), {}
         caller = self._caller(request)

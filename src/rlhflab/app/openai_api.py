@@ -9,11 +9,11 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from typing import Annotated, Any, Literal, TypeVar
 
-from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, FastAPI, HTTPException
 from fastapi import Request as HttpRequest
 from fastapi.exception_handlers import http_exception_handler
@@ -26,6 +26,8 @@ from rlhflab.data.types import Message
 from rlhflab.runs.requests import STRONGEST, Asked, Piece, Refused, Request, ServedModel, Service, Writing
 
 LARGEST_BODY = 2**20
+THREADS = 2
+"""In which the service is called. Each keeps memory of its own, so forty of them, the usual number, take 200 MB."""
 BODY_SECONDS = 30.0
 """How long a body may take to arrive."""
 DEFAULT_COMPLETION = 16
@@ -166,31 +168,21 @@ def serving_app(service: Service, *, keys: Keys, rate: int | None = None, larges
     return app
 
 
-class Threads:
-    """The few threads in which the service is called: each keeps memory of its own."""
-
-    def __init__(self, most: int = 2) -> None:
-        self.limiter: CapacityLimiter | None = None
-        self.most = most
-
-    async def run(self, work: Callable[..., T], *arguments: Any) -> T:
-        """What `work` returns."""
-        self.limiter = self.limiter or CapacityLimiter(self.most)  # it belongs to the loop that is running
-        return await to_thread.run_sync(work, *arguments, limiter=self.limiter)
-
-
 def router(service: Service) -> APIRouter:
     """The three paths, without the gate."""
-    routes, threads = APIRouter(prefix=API), Threads()
+    routes = APIRouter(prefix=API)
+    few = ThreadPoolExecutor(THREADS, thread_name_prefix="asking")
+
+    def aside(work: Callable[..., T], *arguments: Any) -> Awaitable[T]:
+        return asyncio.get_running_loop().run_in_executor(few, work, *arguments)
 
     @routes.get("/models")
     async def models() -> Response:
-        return JSONResponse({"object": "list", "data": [_model(each) for each in await threads.run(
-            service.models)]})
+        return JSONResponse({"object": "list", "data": [_model(each) for each in await aside(service.models)]})
 
     @routes.get("/models/{name:path}")
     async def model(name: str) -> Response:
-        found = next((each for each in await threads.run(service.models) if each.name == name), None)
+        found = next((each for each in await aside(service.models) if each.name == name), None)
         if found is None:
             raise Refused(f"model: no model is called {name!r}; GET /v1/models says which there are", status=404,
                           param="model", code="model_not_found")
@@ -199,12 +191,12 @@ def router(service: Service) -> APIRouter:
     @routes.post("/chat/completions")
     async def chat(http: HttpRequest) -> Response:
         body = checked(ChatBody, await json_body(http))
-        return await answered(partial(threads.run, service.write), http, body.asked(), Chat(body))
+        return await answered(partial(aside, service.write), http, body.asked(), Chat(body))
 
     @routes.post("/completions")
     async def completions(http: HttpRequest) -> Response:
         body = checked(CompletionBody, await json_body(http))
-        return await answered(partial(threads.run, service.write), http, body.asked(), Completion(body))
+        return await answered(partial(aside, service.write), http, body.asked(), Completion(body))
 
     return routes
 
@@ -269,18 +261,16 @@ class Pieces:
 
     def __init__(self) -> None:
         self.loop, self.queue = asyncio.get_running_loop(), asyncio.Queue[Piece]()
-        self.writing: Writing | None = None
 
     def deliver(self, piece: Piece) -> None:
         """From any thread. Nobody hears it where the loop has ended."""
         with suppress(RuntimeError):
             self.loop.call_soon_threadsafe(self.queue.put_nowait, piece)
 
-    async def each(self) -> AsyncIterator[Piece]:
-        """Every piece until all answers have ended."""
-        assert self.writing is not None
+    async def each(self, choices: int) -> AsyncIterator[Piece]:
+        """Every piece until so many answers have ended."""
         ended = 0
-        while ended < self.writing.choices:
+        while ended < choices:
             piece = await self.queue.get()
             ended += piece.finish is not None
             yield piece
@@ -385,15 +375,14 @@ def _token(text: str, logprob: float) -> dict[str, Any]:
 async def answered(write: Callable[..., Awaitable[Writing]], http: HttpRequest, request: Request,
                    form: Form) -> Response:
     """The answer to a request, whole or as a stream. Rows of a client that has gone are freed."""
-    body = form.body
-    if body.stream_options is not None and not body.stream:
+    if form.body.stream_options is not None and not form.body.stream:
         raise Refused("stream_options: needs stream true", param="stream_options")
     pieces = Pieces()
-    pieces.writing = await write(request, pieces.deliver)
-    form.facts["system_fingerprint"] = pieces.writing.fingerprint
-    if body.stream:
-        return Events(pieces, pieces.writing, form)
-    whole = asyncio.ensure_future(_collected(pieces))
+    writing = await write(request, pieces.deliver)
+    form.facts["system_fingerprint"] = writing.fingerprint
+    if form.body.stream:
+        return Events(pieces, writing, form)
+    whole = asyncio.ensure_future(_collected(pieces, writing.choices))
     gone = asyncio.ensure_future(_gone(http))
     try:
         await asyncio.wait({whole, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -403,19 +392,19 @@ async def answered(write: Callable[..., Awaitable[Writing]], http: HttpRequest, 
     finally:
         gone.cancel()
         whole.cancel()
-        pieces.writing.cancel()
+        writing.cancel()
     choices = []
-    for index in range(pieces.writing.choices):
+    for index in range(writing.choices):
         own = [piece for piece in found if piece.choice == index]
         if own[-1].finish not in ("stop", "length"):
             raise Refused("the server could not finish this answer; ask again", status=500)
         choices.append(form.choice(index, "".join(piece.text for piece in own), form.logprobs(own), own[-1].finish))
     return JSONResponse({**form.facts, "object": form.whole, "choices": choices,
-                         "usage": _usage(pieces.writing, found)})
+                         "usage": _usage(writing, found)})
 
 
-async def _collected(pieces: Pieces) -> list[Piece]:
-    return [piece async for piece in pieces.each()]
+async def _collected(pieces: Pieces, choices: int) -> list[Piece]:
+    return [piece async for piece in pieces.each(choices)]
 
 
 async def _gone(http: HttpRequest) -> None:
@@ -435,7 +424,7 @@ async def _events(pieces: Pieces, writing: Writing, form: Form) -> AsyncIterator
     for index in range(writing.choices):
         for opening in form.opening(index):
             yield event([opening])
-    async for piece in pieces.each():
+    async for piece in pieces.each(writing.choices):
         if piece.finish not in (None, "stop", "length"):
             yield _event(error_body("the server could not finish this answer; ask again", status=500))
             return

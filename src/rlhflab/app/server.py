@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 import jinja2
 import uvicorn
@@ -88,6 +88,15 @@ class Access:
         return name if right and name in self.people else None
 
 
+def split(address: str) -> SplitResult:
+    """`urlsplit`, and of what is no address its split of nothing."""
+    try:
+        found = urlsplit(address)
+        return found if found.hostname is not None else urlsplit("")
+    except ValueError:
+        return urlsplit("")
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach a server there."""
     if host == "localhost":
@@ -120,13 +129,13 @@ class Guard:
     def _refusal(self, request: Request) -> tuple[int, str] | None:
         host = request.headers.get("host", "")
         # Without keys, a page elsewhere whose name is made to point here must not be taken for this machine.
-        if self.access.only and not is_loopback(urlsplit(f"//{host}").hostname or ""):
+        if self.access.only and not is_loopback(split(f"//{host}").hostname or ""):
             return 421, "This page is reached by 127.0.0.1 or localhost only."
         if request.method in ("GET", "HEAD"):
             return None
         if request.method != "POST":
             return 405, "Only GET and POST."
-        if urlsplit(request.headers.get("origin", "")).netloc != host or not host:
+        if split(request.headers.get("origin", "")).netloc != host or not host:
             return 403, "This form was sent from another page. Open the page again and send it from there."
         if request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
             return 403, "This form was sent from another site."

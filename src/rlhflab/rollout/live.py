@@ -121,15 +121,18 @@ class LiveBatch:
 
     def run(self, report: Callable[[Exception], None]) -> None:
         """Write until `close`. A step that fails ends the answers in it and is told to `report`; then it goes on."""
-        with self.model.writing(None), attending(self.model.decoder), self.mixer.mixing():
-            while self._wait():
-                try:
-                    self._step()
-                except Exception as error:  # whatever it is, those who ask next are to be answered
-                    report(error)
-                    self._finish(self.live, "failed")
-                    self.live, self.slots = [], None
-        self._finish([*self.live, *self._waiting], "failed")
+        try:
+            with self.model.writing(None), attending(self.model.decoder), self.mixer.mixing():
+                while self._wait():
+                    try:
+                        self._step()
+                    except Exception as error:  # whatever it is, those who ask next are to be answered
+                        report(error)
+                        self._finish(self.live, "failed")
+                        self.live, self.slots = [], None
+        finally:
+            self.close()  # nobody is to wait for a thread that has ended
+            self._finish([*self.live, *self._waiting], "failed")
 
     def _wait(self) -> bool:
         """Until there is something to write: True; or nothing ever again: False."""
@@ -157,11 +160,12 @@ class LiveBatch:
     def _enter(self) -> None:
         """Read the prompts of waiting answers, as many as there are free rows, or fit."""
         with self._changed:
+            gone = [answer for answer in self._waiting if answer.cancelled]
+            self._waiting = deque(answer for answer in self._waiting if not answer.cancelled)
             entering = self._next(self.rows - len(self.live))
             for _ in entering:
                 self._waiting.popleft()
-        self._finish([answer for answer in entering if answer.cancelled], "cancelled")
-        entering = [answer for answer in entering if not answer.cancelled]
+        self._finish(gone, "cancelled")
         if entering:
             self.live += entering  # before the prefill, so that a failure is theirs too
             self._prefill(entering, at=len(self.live) - len(entering))

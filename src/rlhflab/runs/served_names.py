@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhflab.errors import ConfigError, RegistryError
-from rlhflab.registry.records import HEAD, LEDGER, WEIGHTS, Adapter, BaseFacts, checked_name, sha256_of
+from rlhflab.registry.records import CONFIG, HEAD, LEDGER, WEIGHTS, Adapter, BaseFacts, checked_name, sha256_of
 from rlhflab.registry.sources import folder_digest, look_at, provenance
 from rlhflab.registry.state import State
 from rlhflab.registry.store import Registry
 from rlhflab.runs.requests import Refused, Request, ServedModel
 
 ACTIVE = "@active"
+READ = (WEIGHTS, CONFIG)
+"""Files whose change would change what an adapter says."""
 MOST_MIXED = 8
 """Adapters of one mixture."""
 
@@ -29,9 +31,8 @@ class Known:
     name: str
     digest: str
     folder: Path
-    weights: str
-    """sha256 that its file of weights must have."""
-    rank: int
+    files: tuple[tuple[str, str], ...]
+    """What is read of it, and the sha256 that each must have."""
     parents: tuple[str, ...] | None
     """Digests; None where nobody wrote them down."""
     problem: str | None = None
@@ -202,14 +203,15 @@ class Names:
     def _of_registry(self, adapter: Adapter) -> Known:
         assert self.registry is not None
         return Known(name=adapter.name, digest=adapter.digest, folder=self.registry.path_of(adapter),
-                     weights=adapter.files[WEIGHTS], rank=adapter.rank, parents=adapter.made.parents,
+                     files=tuple((each, adapter.files[each]) for each in READ), parents=adapter.made.parents,
                      problem=self._misfit(adapter.name, adapter.base, head=adapter.head))
 
     def _in_folder(self, name: str, path: Path) -> Known:
         source = look_at(path)
         folder = source.files[WEIGHTS].parent
-        return Known(name=name, digest=folder_digest(folder), folder=folder, weights=sha256_of(source.files[WEIGHTS]),
-                     rank=source.rank, parents=provenance(source.run).parents if source.run else None,
+        return Known(name=name, digest=folder_digest(folder), folder=folder,
+                     files=tuple((each, sha256_of(source.files[each])) for each in READ),
+                     parents=provenance(source.run).parents if source.run else None,
                      problem=self._misfit(str(path), source.base, head=HEAD in source.files))
 
     def _start_of(self, path: Path) -> Known | None:

@@ -15,7 +15,7 @@ from jinja2 import TemplateError
 
 from rlhflab.data.formats import turn_rows
 from rlhflab.data.types import Prompt
-from rlhflab.errors import LabError
+from rlhflab.errors import LabError, ModelError
 from rlhflab.model.mixing import Factors, drop_zeros, read_factors
 from rlhflab.registry.records import sha256_of
 from rlhflab.rollout.live import Drawn, Finish, LiveAnswer, LiveBatch, QueueFull
@@ -29,6 +29,8 @@ KEPT = 32
 """Adapters kept in memory after use."""
 MOST_CHOICES = 32
 """Answers of one request."""
+COLDEST = 1e-3
+"""Temperature below which logits divided by it could overflow; only the likeliest token is ever drawn by then."""
 GOLDEN = 0x9E3779B97F4A7C15
 """Odd, so that the seeds of a request's answers differ from each other and from those of its neighbours."""
 
@@ -111,7 +113,7 @@ class BatchingService:
                 seed = None if request.temperature == 0 else (first + k * GOLDEN) % 2**63
                 answers.append(LiveAnswer(
                     prompt=ids, amounts=amounts, limit=limit, take=take, end=end, seed=seed,
-                    temperature=request.temperature or 1.0, top_p=request.top_p, likeliest=request.top_logprobs))
+                    temperature=max(request.temperature, COLDEST), top_p=request.top_p, likeliest=request.top_logprobs))
         try:
             self.batch.submit(answers)
         except QueueFull as error:
@@ -129,30 +131,28 @@ class BatchingService:
     # -- from names and text ---------------------------------------------------------------------------------------
 
     def _loaded(self, known: Known) -> Factors:
-        """The adapter's factors. Refused where its files are not what was recorded, or do not fit."""
+        """The adapter's factors, kept for the next request."""
         with self._loading:
             key = known.digest, str(known.folder)
             if key not in self._factors:
-                try:
-                    found = sha256_of(known.folder / "adapter_model.safetensors")
-                    if found != known.weights:
-                        raise Refused(f"{known.name}: its weights are {found}, not {known.weights} as recorded; it is "
-                                      "not served", status=409)
-                    factors = read_factors(self.lab.model, known.folder, digest=known.digest)
-                except OSError as error:
-                    raise Refused(f"{known.name}: cannot be read: {error.strerror}", status=409) from error
-                except Refused:
-                    raise
-                except LabError as error:
-                    raise Refused(str(error), status=409) from error
-                if factors.rank != known.rank:
-                    raise Refused(f"{known.name}: has rank {factors.rank}, and rank {known.rank} was recorded",
-                                  status=409)
-                self._factors[key] = factors
+                self._factors[key] = self._read(known)
             self._factors.move_to_end(key)
             while len(self._factors) > KEPT:
                 self._factors.popitem(last=False)
             return self._factors[key]
+
+    def _read(self, known: Known) -> Factors:
+        """The adapter's factors from its files. Refused where those are not what was recorded, or do not fit."""
+        try:
+            for name, digest in known.files:
+                if (found := sha256_of(known.folder / name)) != digest:
+                    raise Refused(f"{known.name}: {name} is {found}, not {digest} as recorded; it is not served",
+                                  status=409)
+            return read_factors(self.lab.model, known.folder, digest=known.digest)
+        except OSError as error:
+            raise Refused(f"{known.name}: cannot be read: {error.strerror}", status=409) from error
+        except ModelError as error:
+            raise Refused(str(error), status=409) from error
 
     def _ids(self, prompt: Asked) -> tuple[int, ...]:
         chat, vocabulary = self.lab.chat, len(self.lab.model.unembedding)
