@@ -61,6 +61,8 @@ def test_without_a_recorded_parent_the_base_is_the_parent(names):
     assert (facts["unknown"].parent, facts["unknown"].parent_recorded) == (BASE.digest, False)
     assert (facts["sft"].parent, facts["sft"].parent_recorded) == (BASE.digest, True)
     assert (facts["brief"].parent_name, facts["brief"].parent_recorded) == ("sft", True)
+    assert (facts["both"].parent, facts["both"].parent_name) == (None, None)
+    assert (facts["orphan"].parent, facts["orphan"].parent_name) == ("f" * 64, None)
 
 
 def test_a_mixture_adds_changes_on_top_of_the_common_parent(names):
@@ -141,3 +143,5 @@ def test_a_folder_from_a_run_finds_the_adapter_its_run_started_from(tmp_path):
     (tmp_path / "dpo" / "config.yaml").write_text(f"start: {start}\n")
     names = Names(BASE, folders={"dpo": child}, registry=None)
     assert parts(names, "dpo", 0.25) == {"policy": 0.75, "dpo": 0.25}
+    told = names.served()[1]
+    assert told.parent_recorded and told.parent_name is None, "nobody can ask for it by name"

@@ -68,8 +68,9 @@ class ServedModel:
     digest: str
     """Of the adapter, or of the base's weights."""
     parent: str | None
-    """Digest of what its change is measured from; None for the base."""
+    """Digest of what its change is measured from; None for the base, and for what was made of several adapters."""
     parent_name: str | None
+    """None where it has no name that can be asked."""
     parent_recorded: bool
     """Whether somebody wrote down what the adapter started from; else the base is taken for its parent."""
 

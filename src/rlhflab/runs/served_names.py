@@ -9,6 +9,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rlhflab.errors import ConfigError, RegistryError
 from rlhflab.registry.records import CONFIG, HEAD, LEDGER, WEIGHTS, Adapter, BaseFacts, checked_name, sha256_of
@@ -78,18 +79,18 @@ class Names:
                 models.append(self._told(deployment + ACTIVE, "active", active))
         return models
 
-    def _told(self, name: str, kind: str, known: Known | None) -> ServedModel:
+    def _told(self, name: str, kind: Literal["adapter", "active"], known: Known | None) -> ServedModel:
         if known is None:
             return ServedModel(name=name, kind="active", digest=self._base_digest, parent=None, parent_name=None,
                                parent_recorded=False)
-        parent = known.parents[0] if known.parents and len(known.parents) == 1 else None
-        found = self._by_digest(parent) if parent else None
-        several = known.parents is not None and len(known.parents) > 1
-        return ServedModel(
-            name=name, kind="active" if kind == "active" else "adapter", digest=known.digest,
-            parent=None if several else parent or self._base_digest,
-            parent_name=None if several else (found.name if found else None) if parent else self._base_name,
-            parent_recorded=known.parents is not None)
+        parents, parent_name = known.parents or (self._base_digest,), None
+        if not known.parents:
+            parent_name = self._base_name
+        elif (found := self._by_digest(parents[0])) is not None and found not in self._parents_in_folders:
+            parent_name = found.name
+        one = len(parents) == 1
+        return ServedModel(name=name, kind=kind, digest=known.digest, parent=parents[0] if one else None,
+                           parent_name=parent_name if one else None, parent_recorded=known.parents is not None)
 
     # -- what a request means --------------------------------------------------------------------------------------
 
