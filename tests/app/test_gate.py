@@ -1,5 +1,7 @@
 """Who may ask, how often and how much: what a hostile client could send. What is asked is in test_openai_api."""
 
+import asyncio
+
 import pytest
 from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
@@ -112,6 +114,30 @@ def test_what_is_too_large_is_refused_by_its_length_and_by_what_comes():
     assert answer.status_code == 413 and answer.json()["error"]["message"] == \
         "a request has at most 100 bytes, found 101"
     assert made.post("/v1/echo", content=iter([b"x" * 60, b"x" * 60])).status_code == 413
+
+
+def asgi(app, *messages):
+    """What an app sends in answer to these messages; asking for one more is an error."""
+    sent, coming = [], iter(messages)
+
+    async def receive():
+        return next(coming)
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(app({"type": "http", "path": "/v1/echo", "method": "POST", "query_string": b"", "headers": [
+        (b"host", b"127.0.0.1")]}, receive, send))
+    return sent, list(coming)
+
+
+def test_a_refused_body_is_read_to_its_end_and_not_beyond():
+    part = {"type": "http.request", "body": b"x" * 60, "more_body": True}
+    parts = [part, part, part, {"type": "http.request", "body": b"", "more_body": False}, "never asked for"]
+    app = client().app
+    for messages in (parts, [*parts[:1], {**part, "more_body": False}, "never asked for"]):
+        sent, left = asgi(app, *messages)
+        assert sent[0]["status"] == 413 and left == ["never asked for"]
 
 
 def test_each_key_has_a_rate_that_fills_again():

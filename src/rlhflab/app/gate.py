@@ -160,13 +160,22 @@ class Gate:
 
 def _to_the_end(receive: Receive, most: int) -> Receive:
     """The body, as far as it is not too large; one that is too large is read to its end all the same."""
-    counted = limited(receive, most)
+    more = True
+
+    async def noting() -> MutableMapping[str, Any]:
+        nonlocal more
+        message = await receive()
+        more = message.get("more_body", False)
+        return message
+
+    counted = limited(noting, most)
 
     async def receiving() -> MutableMapping[str, Any]:
         try:
             return await counted()
         except HTTPException:
-            await drain(receive)
+            if more:
+                await drain(receive)
             raise
 
     return receiving
