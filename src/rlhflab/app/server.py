@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 import jinja2
 import uvicorn
@@ -88,6 +88,15 @@ class Access:
         return name if right and name in self.people else None
 
 
+def split(address: str) -> SplitResult:
+    """`urlsplit`, and of what is no address its split of nothing."""
+    try:
+        found = urlsplit(address)
+        return found if found.hostname is not None else urlsplit("")
+    except ValueError:
+        return urlsplit("")
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach a server there."""
     if host == "localhost":
@@ -111,22 +120,22 @@ class Guard:
             return
         refused = self._refusal(Request(scope))
         if refused is not None:
-            await _with_headers(send, scope)({"type": "http.response.start", "status": refused[0], "headers": [
+            await with_headers(send, scope)({"type": "http.response.start", "status": refused[0], "headers": [
                 (b"content-type", b"text/plain; charset=utf-8")]})
             await send({"type": "http.response.body", "body": refused[1].encode()})
             return
-        await self.app(scope, _limited(receive), _with_headers(send, scope))
+        await self.app(scope, limited(receive, LARGEST_REQUEST), with_headers(send, scope))
 
     def _refusal(self, request: Request) -> tuple[int, str] | None:
         host = request.headers.get("host", "")
         # Without keys, a page elsewhere whose name is made to point here must not be taken for this machine.
-        if self.access.only and not is_loopback(urlsplit(f"//{host}").hostname or ""):
+        if self.access.only and not is_loopback(split(f"//{host}").hostname or ""):
             return 421, "This page is reached by 127.0.0.1 or localhost only."
         if request.method in ("GET", "HEAD"):
             return None
         if request.method != "POST":
             return 405, "Only GET and POST."
-        if urlsplit(request.headers.get("origin", "")).netloc != host or not host:
+        if split(request.headers.get("origin", "")).netloc != host or not host:
             return 403, "This form was sent from another page. Open the page again and send it from there."
         if request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
             return 403, "This form was sent from another site."
@@ -136,22 +145,23 @@ class Guard:
         return None
 
 
-def _limited(receive: Receive) -> Receive:
+def limited(receive: Receive, most: int) -> Receive:
     """The body, as far as it is not too large; a length that was declared wrongly changes nothing."""
     read = 0
 
-    async def limited() -> MutableMapping[str, Any]:
+    async def receiving() -> MutableMapping[str, Any]:
         nonlocal read
         message = await receive()
         read += len(message.get("body", b""))
-        if read > LARGEST_REQUEST:
-            raise HTTPException(413, f"A request has at most {LARGEST_REQUEST} bytes.")
+        if read > most:
+            raise HTTPException(413, f"A request has at most {most} bytes.")
         return message
 
-    return limited
+    return receiving
 
 
-def _with_headers(send: Send, scope: Scope) -> Send:
+def with_headers(send: Send, scope: Scope) -> Send:
+    """`send`, with the headers that every answer has."""
     async def sending(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
             # Pages show what others wrote. Script and style may be kept, if the browser asks whether they changed.

@@ -6,7 +6,7 @@ way to stderr; with --json, stdout holds one JSON value and nothing else.
 
 from collections.abc import Callable, Mapping
 
-from rlhflab.commands import annotate, data, drift, failures, labels, listing, registry, release, training
+from rlhflab.commands import annotate, data, drift, failures, labels, listing, registry, release, serve, training
 
 COMMANDS: Mapping[str, Callable[..., int | None]] = {
     "demo": training.demo_command, "train": training.train_command, "sample": training.sample_command,
@@ -18,7 +18,7 @@ COMMANDS: Mapping[str, Callable[..., int | None]] = {
     "annotate": annotate.annotate_command, "store": annotate.store_command,
     "store import": annotate.store_import_command, "store export": annotate.store_export_command,
     "store correct": annotate.store_correct_command,
-    "drift": drift.drift_command,
+    "drift": drift.drift_command, "serve": serve.serve_command,
     "export": training.export_command, "average-roles": training.average_roles_command,
     "data convert": data.convert_command, "data check": data.check_command, "data split": data.split_command,
     "data agreement": labels.agreement_command, "data judge": labels.judge_command,

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+NUCLEUS = 1024
+"""Vocabulary entries that are sorted first, which mostly hold the probability asked for."""
 BLOCK = 256
 """Vocabulary entries whose probabilities are summed first, so that the running sum is over v / BLOCK numbers."""
 
@@ -40,3 +42,19 @@ def uniforms(seed: int, n: int) -> list[float]:
     """`n` numbers in [0, 1) of an answer's own seed; a longer list begins with the same ones."""
     numbers: list[float] = torch.rand(n, generator=torch.Generator().manual_seed(seed)).tolist()
     return numbers
+
+
+def nucleus(logits: Float[Tensor, " v"], top_p: float) -> Float[Tensor, " v"]:
+    """The logits of the likeliest tokens that hold `top_p` of the probability together, -inf for the rest.
+
+    Holtzman et al. 2020, arXiv:1904.09751: the smallest such set. Only a part of the vocabulary is sorted where that is
+    enough.
+    """
+    total = logits.logsumexp(-1)
+    for most in (min(NUCLEUS, len(logits)), len(logits)):
+        highest, token = logits.topk(most)
+        before = (highest - total).exp().cumsum(-1)
+        if before[-1] >= top_p:
+            break
+    kept = token[:int((before < top_p).sum()) + 1]
+    return torch.full_like(logits, float("-inf")).scatter(0, kept, logits[kept])

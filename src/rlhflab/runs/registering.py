@@ -96,15 +96,19 @@ def base_facts(source: Source, model: str | None) -> BaseFacts:
     name = model or (told.name if told.name and _is_here(told.name) else None)
     if name is None:
         return told
-    folder, label = model_folder(name)
-    files = {each: folder / each for each in TOKENIZER_FILES if (folder / each).is_file()}
-    found = BaseFacts(name=label, digest=weights_digest(folder), template=told.template or template_of(files),
-                      tokenizer=told.tokenizer or (sha256_of(files["tokenizer.json"]) if "tokenizer.json" in files
-                                                   else None))
+    found = facts_of_model(name)
     if told.digest not in (None, found.digest):
         raise RegistryError(f"--model: the adapter was trained on base weights {told.digest}, and {name} has "
                             f"{found.digest}")
-    return found
+    return replace(found, template=told.template or found.template, tokenizer=told.tokenizer or found.tokenizer)
+
+
+def facts_of_model(name: str) -> BaseFacts:
+    """A model by name and by the digests of its files."""
+    folder, label = model_folder(name)
+    files = {each: folder / each for each in TOKENIZER_FILES if (folder / each).is_file()}
+    return BaseFacts(name=label, digest=weights_digest(folder), template=template_of(files),
+                     tokenizer=sha256_of(files["tokenizer.json"]) if "tokenizer.json" in files else None)
 
 
 def _is_here(name: str) -> bool:
