@@ -99,10 +99,11 @@ def overview(folder: Path, gates: Sequence[Gate]) -> Overview:
     registry = Registry(folder)
     found = registry.read()
     state = state_of(found.entries)
+    names = {digest: adapter.name for digest, adapter in state.adapters.items()}
     return Overview(
         adapters=[_row(adapter, state, found, gates) for adapter in state.adapters.values()], graph=lineage(state),
-        deployments=[_deployment(name, stack, state, found) for name, stack in sorted(state.deployments.items())],
-        entries=[_entry(entry) for entry in reversed(found.entries)], hash=found.hash, signed=registry.signed,
+        deployments=[_deployment(name, stack, state, found, names) for name, stack in sorted(state.deployments.items())],
+        entries=[_entry(entry, names) for entry in reversed(found.entries)], hash=found.hash, signed=registry.signed,
         failures=failure_words([{"path": each.path, "expected": each.expected, "found": each.found}
                                 for each in found.failures]), unfinished=found.behind or found.torn > 0)
 
@@ -143,10 +144,11 @@ def _judged(adapter: Adapter, entries: Sequence[Entry], gates: Sequence[Gate]) -
     return None
 
 
-def _deployment(name: str, stack: Sequence[str], state: State, found: LedgerState) -> Deployment:
+def _deployment(name: str, stack: Sequence[str], state: State, found: LedgerState,
+                names: Mapping[str, str]) -> Deployment:
     named = [_named(each, state) for each in stack]
     return Deployment(name=name, active=named[-1] if named else None, before=named[-2::-1], moves=[
-        _entry(entry) for entry in found.entries if entry.kind in CHANGES and entry.body["deployment"] == name])
+        _entry(entry, names) for entry in found.entries if entry.kind in CHANGES and entry.body["deployment"] == name])
 
 
 def _named(digest: str, state: State) -> Named:
@@ -154,5 +156,11 @@ def _named(digest: str, state: State) -> Named:
     return Named(here.name if here else digest[:12], digest, here is not None)
 
 
-def _entry(entry: Entry) -> EntryRow:
-    return EntryRow(entry=entry, says=says(entry), reasons=list(reasons(entry)))
+def _entry(entry: Entry, names: Mapping[str, str]) -> EntryRow:
+    """In words, with the names of adapters where the ledger has digests; that one was added says both."""
+    def called(text: str) -> str:
+        for digest, name in names.items() if entry.kind in CHANGES else ():
+            text = text.replace(digest, name).replace(digest[:12], name)
+        return text
+
+    return EntryRow(entry=entry, says=called(says(entry)), reasons=[called(each) for each in reasons(entry)])

@@ -177,12 +177,14 @@ def run_row(root: Path, folder: Path) -> RunRow:
     """What a list says of a run."""
     record, config, last = _object(folder, RECORD), _config(folder), told(lambda: _last_metrics(folder), folder)
     mark = next((name for name in KINDS if own_file(folder, name)), None)
+    whole = mark is not None or own_file(folder, SUMMARY) is not None
     gate = _object(folder, mark) if mark else Told(None, None)
     said = {**(gate.value or {}), **(config.value or {}), **(record.value or {})}
     base = said.get("base")
     return RunRow(
         name=folder.relative_to(root).as_posix(), kind=_text(said.get("kind")) or (KINDS[mark] if mark else "not known"),
-        state=_text(said.get("status")) or ("finished" if mark else None),
+        state={"running": "running or killed"}.get(str(said.get("status")), _text(said.get("status")))
+        or ("finished" if whole else None),
         started=_text(said.get("started") or said.get("at")),
         base=_text(base.get("name") if isinstance(base, Mapping) else base) or _text(said.get("model")),
         data=_text(said.get("data")), metrics=last.value, report=own_file(folder, REPORT) is not None,

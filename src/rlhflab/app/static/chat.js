@@ -79,7 +79,8 @@ function refresh(side) {
   const mixing = side.mix.checked;
   const base = Boolean(model) && kindOf(model) === "base";
   side.model.disabled = mixing || !model;
-  side.strength.disabled = mixing || base;
+  side.strength.disabled = base;
+  side.strength.parentElement.hidden = mixing;
   side.dials.hidden = !mixing;
   side.picker.querySelectorAll("input[type=range]").forEach((range) => {
     range.parentElement.querySelector("output").value = Number(range.value).toFixed(2);
@@ -89,6 +90,16 @@ function refresh(side) {
     : base ? "The base alone; there is nothing to dial."
     : facts.parent ? `Strength scales its change from ${short(String(facts.parent))}.`
     : "Strength scales its change from the base.";
+}
+
+// A mixture begins with the adapter that was picked, so that it is one from the first moment.
+function startMixture(side) {
+  const dials = [...side.dials.querySelectorAll("input")];
+  if (!side.mix.checked || dials.some((range) => Number(range.value) > 0)) { return; }
+  const digest = ((find(side.model.value) || {}).rlhflab || {}).digest;
+  const picked = dials.find((range) => range.dataset.adapter === side.model.value)
+    || dials.find((range) => digest && find(range.dataset.adapter).rlhflab.digest === digest) || dials[0];
+  picked.value = 1;
 }
 
 function chosen(side) {
@@ -320,6 +331,7 @@ stop.addEventListener("click", () => running && running.abort());
 document.getElementById("clear").addEventListener("click", clear);
 form.addEventListener("input", settingsNow);
 form.addEventListener("change", keep);
+sides.forEach((side) => side.mix.addEventListener("change", () => startMixture(side)));
 sides.forEach((side) => ["input", "change"].forEach((name) => side.picker.addEventListener(name, () => { refresh(side); keep(); })));
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && running) { event.preventDefault(); running.abort(); }
