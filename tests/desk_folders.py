@@ -1,4 +1,4 @@
-"""A desk with something on every page: a registry with lineage, runs, gates, and a small API that says what it was sent."""
+"""A desk with something on every page: a registry, runs, gates, and a small API that says what it was sent."""
 
 import asyncio
 import json
@@ -36,7 +36,7 @@ def add(registry: Registry, folder: Path, name: str, *parents: str | None, value
 
 
 def lineage_registry(folder: Path) -> Registry:
-    """sft of the base; dpo and ppo of sft; merged of both; old without known parents. ppo, then dpo, in prod."""
+    """With sft of the base; dpo and ppo of sft; merged of both; old without known parents. ppo, then dpo, in prod."""
     registry = registry_of(folder, signed=False)
     trained = folder / "trained"
     add(registry, trained, "sft", value=1)

@@ -1,4 +1,4 @@
-"""The desk: a chat with two models side by side, runs, the registry with its lineage and ledger, verdicts of the gate.
+"""The desk: a chat with two models side by side, runs, the registry with lineage and ledger, verdicts of the gate.
 
 Pages only. The chat calls the API of the server it is mounted in over HTTP; no model is loaded here, nothing is written,
 and an adapter is promoted by the command line alone.
@@ -56,7 +56,7 @@ class Shelf:
 
 def desk_app(access: Access, *, registry: Path | None = None, runs: Path | None = None,
              cookie: str = "rlhflab") -> FastAPI:
-    """The pages as an app, to be mounted at / behind the routes of the API: `app.mount("/", desk_app(...))`.
+    """The pages as an app. It is mounted at / after the routes of the API were added: `app.mount("/", desk)`.
 
     An app of its own, since guard, error pages and headers belong to an app and not to a router. `registry` and `runs`
     are folders; a page whose folder was not given says so.
@@ -75,7 +75,7 @@ def when(at: str) -> str:
 
 def figure(value: float | None) -> str:
     """A number of a gate's row; a dash where there is none."""
-    return "–" if value is None else short(value)
+    return "\u2013" if value is None else short(value)
 
 
 def _with_policy(response: HTMLResponse, policy: str) -> HTMLResponse:
@@ -123,7 +123,8 @@ def _add_runs(pages: Pages, shelf: Shelf) -> None:
         from plotly.offline import get_plotlyjs
 
         pages.known(request)
-        return Response(get_plotlyjs(), media_type="text/javascript", headers={"Cache-Control": "private, max-age=3600"})
+        return Response(get_plotlyjs(), media_type="text/javascript",
+                        headers={"Cache-Control": "private, max-age=3600"})
 
     @pages.app.get("/curves.js", include_in_schema=False)
     def curves() -> Response:

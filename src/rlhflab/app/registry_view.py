@@ -1,4 +1,4 @@
-"""A registry as its page shows it: adapters, deployments and ledger entries, in words. Reads the ledger; changes nothing.
+"""A registry as its page shows it: adapters, deployments and entries, in words. Reads the ledger, changes nothing.
 
 Whether the files are what the ledger says is `registry/audit.py`, which is asked only on demand.
 """
@@ -102,7 +102,7 @@ def overview(folder: Path, gates: Sequence[Gate]) -> Overview:
     names = {digest: adapter.name for digest, adapter in state.adapters.items()}
     return Overview(
         adapters=[_row(adapter, state, found, gates) for adapter in state.adapters.values()], graph=lineage(state),
-        deployments=[_deployment(name, stack, state, found, names) for name, stack in sorted(state.deployments.items())],
+        deployments=[_deployment(name, state, found, names) for name in sorted(state.deployments)],
         entries=[_entry(entry, names) for entry in reversed(found.entries)], hash=found.hash, signed=registry.signed,
         failures=failure_words([{"path": each.path, "expected": each.expected, "found": each.found}
                                 for each in found.failures]), unfinished=found.behind or found.torn > 0)
@@ -144,9 +144,8 @@ def _judged(adapter: Adapter, entries: Sequence[Entry], gates: Sequence[Gate]) -
     return None
 
 
-def _deployment(name: str, stack: Sequence[str], state: State, found: LedgerState,
-                names: Mapping[str, str]) -> Deployment:
-    named = [_named(each, state) for each in stack]
+def _deployment(name: str, state: State, found: LedgerState, names: Mapping[str, str]) -> Deployment:
+    named = [_named(each, state) for each in state.deployments[name]]
     return Deployment(name=name, active=named[-1] if named else None, before=named[-2::-1], moves=[
         _entry(entry, names) for entry in found.entries if entry.kind in CHANGES and entry.body["deployment"] == name])
 

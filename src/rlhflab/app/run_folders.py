@@ -182,7 +182,8 @@ def run_row(root: Path, folder: Path) -> RunRow:
     said = {**(gate.value or {}), **(config.value or {}), **(record.value or {})}
     base = said.get("base")
     return RunRow(
-        name=folder.relative_to(root).as_posix(), kind=_text(said.get("kind")) or (KINDS[mark] if mark else "not known"),
+        name=folder.relative_to(root).as_posix(),
+        kind=_text(said.get("kind")) or (KINDS[mark] if mark else "not known"),
         state={"running": "running or killed"}.get(str(said.get("status")), _text(said.get("status")))
         or ("finished" if whole else None),
         started=_text(said.get("started") or said.get("at")),

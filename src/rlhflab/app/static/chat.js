@@ -78,7 +78,7 @@ function refresh(side) {
   const model = find(side.model.value);
   const mixing = side.mix.checked;
   const base = Boolean(model) && kindOf(model) === "base";
-  side.model.disabled = mixing || !model;
+  side.model.parentElement.hidden = mixing;
   side.strength.disabled = base;
   side.strength.parentElement.hidden = mixing;
   side.dials.hidden = !mixing;
@@ -229,7 +229,7 @@ function show(exchange) {
   within(made, "prompt").textContent = exchange.prompt;
   empty.hidden = true;
   log.append(made);
-  made.scrollIntoView({ block: "nearest" });
+  follow(true);
   return made;
 }
 
@@ -245,6 +245,7 @@ async function paint(place, reply, busy) {
     if (!busy && reply.text && form.elements.markdown.checked) { await asMarkdown(shown, reply.text); }
   }
   shown.setAttribute("aria-busy", String(busy));
+  follow();
 }
 
 async function asMarkdown(shown, text) {
@@ -257,10 +258,10 @@ async function asMarkdown(shown, text) {
   } catch { /* It stays as it is. */ }
 }
 
-function follow() {
-  // Only a reader who is at the end is taken along.
+function follow(always = false) {
+  // Only a reader who is near the end is taken along.
   const end = document.documentElement.scrollHeight - innerHeight;
-  if (end - scrollY < 160) { scrollTo(0, end); }
+  if (always || end - scrollY < 160) { scrollTo({ top: end, behavior: "instant" }); }
 }
 
 function say(words) { status.textContent = words; status.classList.remove("worse"); }
