@@ -11,7 +11,9 @@ from fastapi.testclient import TestClient
 
 from desk_folders import EVIL, add, gate_row, lineage_registry, made, run_folders, whole_desk, write_gate
 from rlhflab.app.desk import desk_app, when
+from rlhflab.app.run_folders import run_folder, run_names
 from rlhflab.app.server import Access
+from rlhflab.registry.records import BEFORE_ALL, Entry, chained
 from rlhflab.registry.store import Registry
 
 BASE = "http://127.0.0.1"
@@ -151,21 +153,33 @@ def test_a_file_that_expands_itself_is_not_written_out(tmp_path):
     assert len(desk(runs=tmp_path / "runs").get("/runs").text) < 10_000
 
 
-@pytest.mark.parametrize("path", [
-    "/runs/..", "/runs/../secret", "/runs/%2e%2e/secret", "/runs/..%2fsecret", "/runs/one/../../secret",
-    "/runs/one%2f..%2f..%2fsecret", "/runs//etc", "/runs/%2fetc", "/runs/link", "/runs/./one", "/runs/one/",
-    "/runs/one%00", "/runs/..%5csecret", "/runs/one/roles"])
-def test_no_name_leads_out_of_the_runs(tmp_path, path):
+@pytest.fixture
+def beside_a_secret(tmp_path):
+    """A folder of runs with one run, beside a run folder that is none of them and an alias of it among them."""
     run = made(tmp_path / "runs/one")
     for folder in (run, made(tmp_path / "secret"), made(run / "roles")):
         (folder / "config.yaml").write_text("kind: sft\n")
         (folder / "report.html").write_text("a secret")
         (folder / "gate.json").write_text("{}")
-    (tmp_path / "runs/link").symlink_to(tmp_path / "secret")
-    pages = desk(runs=tmp_path / "runs")
-    for each in (path, f"{path}/report.html", path.replace("/runs", "/gates", 1)):
-        assert pages.get(each).status_code in (404, 307), each
-    assert pages.get("/runs/one").status_code == 200 and "link" not in pages.get("/runs").text
+    (tmp_path / "runs/alias").symlink_to(tmp_path / "secret")
+    return tmp_path / "runs"
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../secret", "one/..", "one/../../secret", "./one", "one/", "/one", "alias",
+                                  "one/roles", "one/.", "one\0", "..\\secret", "one/a/b/c/d", "*", "../runs/one"])
+def test_no_name_leads_out_of_the_runs(beside_a_secret, name):
+    assert run_folder(beside_a_secret, name) is None and run_folder(beside_a_secret, str(beside_a_secret)) is None
+    assert run_folder(beside_a_secret, "one") == beside_a_secret / "one"
+    assert run_names(beside_a_secret) == ["one"]
+
+
+@pytest.mark.parametrize("name", ["..%2fsecret", "%2e%2e%2fsecret", "one%2f..%2f..%2fsecret", "%2fetc", "one%00", "..%5csecret",
+                                  "alias", "one/roles", "%2e%2e/secret", "one%2f%2e%2e"])
+def test_no_address_leads_out_of_the_runs(beside_a_secret, name):
+    pages = desk(runs=beside_a_secret)
+    for path in (f"/runs/{name}", f"/runs/{name}/report.html", f"/gates/{name}"):
+        assert pages.get(path).status_code == 404, path
+    assert pages.get("/runs/one/report.html").text == "a secret", "the same is served where it belongs"
 
 
 def test_a_report_that_is_a_link_to_elsewhere_is_not_served(tmp_path):
@@ -266,9 +280,7 @@ def test_no_registry_and_a_broken_one_are_a_sentence(tmp_path, ledger):
 
 
 def test_an_entry_that_makes_no_sense_but_is_chained_is_a_sentence(tmp_path):
-    from rlhflab.registry.records import BEFORE_ALL, Entry, chained
-
-    said = {"number": 1, "at": "now", "kind": "add", "by": None, "body": {"made": []}, "clock_went_back": False}
+    said = {"number": 1, "at": "now", "kind": "add", "by": None, "body": {"made": {}}, "clock_went_back": False}
     folder = made(tmp_path / "registry")
     (folder / "ledger.jsonl").write_text(Entry(**said, hash=chained(BEFORE_ALL, said), signature=None).line + "\n")
     page = desk(folder).get("/registry")

@@ -1,7 +1,7 @@
 """The desk: a chat with two models side by side, runs, the registry with lineage and ledger, verdicts of the gate.
 
-Pages only. The chat calls the API of the server it is mounted in over HTTP; no model is loaded here, nothing is written,
-and an adapter is promoted by the command line alone.
+Pages only. The chat calls the API of the server it is mounted in over HTTP; no model is loaded here, nothing is
+written, and an adapter is promoted by the command line alone.
 """
 
 from collections.abc import Sequence

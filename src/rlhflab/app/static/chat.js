@@ -19,6 +19,7 @@ const sides = [...document.querySelectorAll(".picker")].map((picker) => ({
 let models = [];
 let exchanges = [];
 let running = null;  // What stops the answers that are being written.
+let conversation = 0;  // Goes up when it is cleared: what is still being written then belongs to none.
 
 // -- Models and dials
 
@@ -70,7 +71,10 @@ function dialFor(name, letter) {
   Object.assign(range, { type: "range", min: "0", max: sides[0].strength.max, step: "0.05", value: "0" });
   range.dataset.adapter = name;
   range.setAttribute("aria-label", `Weight of ${name} in ${letter}`);
-  label.append(text, range, document.createElement("output"));
+  const value = document.createElement("span");
+  value.className = "value";
+  value.setAttribute("aria-hidden", "true");
+  label.append(text, range, value);
   return label;
 }
 
@@ -83,7 +87,7 @@ function refresh(side) {
   side.strength.parentElement.hidden = mixing;
   side.dials.hidden = !mixing;
   side.picker.querySelectorAll("input[type=range]").forEach((range) => {
-    range.parentElement.querySelector("output").value = Number(range.value).toFixed(2);
+    range.parentElement.querySelector(".value").textContent = Number(range.value).toFixed(2);
   });
   const facts = (model && model.rlhflab) || {};
   side.about.textContent = mixing ? "A sum of what each adapter adds to the base, by weight."
@@ -142,7 +146,9 @@ async function ask(event) {
   form.elements.prompt.value = "";
   setRunning(new AbortController());
   say("Both are answering.");
+  const mine = conversation;
   await Promise.all(sides.map((side) => answer(side, exchange, shown)));
+  if (mine !== conversation) { setRunning(null); return; }
   exchanges.push(exchange);
   const failed = sides.filter((side) => exchange.replies[side.letter].error).map((side) => side.letter);
   const stopped = running.signal.aborted;
@@ -153,7 +159,7 @@ async function ask(event) {
 }
 
 async function answer(side, exchange, shown) {
-  const choice = chosen(side);
+  const choice = chosen(side), mine = conversation;
   const reply = { who: describe(choice), text: "", how: "", error: "" };
   exchange.replies[side.letter] = reply;
   const place = shown.querySelector(`[data-side="${side.letter}"]`);
@@ -174,7 +180,7 @@ async function answer(side, exchange, shown) {
   }
   const seconds = `${((performance.now() - began) / 1000).toFixed(1)} s`;
   reply.how = reply.how ? `${reply.how}, ${seconds}` : seconds;
-  if (!reply.error && reply.text) {
+  if (!reply.error && reply.text && mine === conversation) {
     side.messages.push({ role: "user", content: exchange.prompt }, { role: "assistant", content: reply.text });
   }
   await paint(place, reply, false);
@@ -318,6 +324,7 @@ function restore() {
 
 function clear() {
   if (running) { running.abort(); }
+  conversation += 1;
   exchanges = [];
   sides.forEach((side) => { side.messages = []; });
   log.querySelectorAll(".exchange").forEach((each) => each.remove());
