@@ -111,8 +111,8 @@ def made(folder: Path) -> Path:
 
 MODELS = [{"id": "smollm2-135m", "rlhflab": {"kind": "base", "digest": "b" * 64, "parent": None}},
           {"id": "sft", "rlhflab": {"kind": "adapter", "digest": "1" * 64, "parent": None}},
-          {"id": "dpo", "rlhflab": {"kind": "adapter", "digest": "2" * 64, "parent": "sft"}},
-          {"id": "prod", "rlhflab": {"kind": "active", "digest": "2" * 64, "parent": "sft"}}]
+          {"id": "dpo", "rlhflab": {"kind": "adapter", "digest": "2" * 64, "parent": "1" * 64}},
+          {"id": "prod", "rlhflab": {"kind": "active", "digest": "2" * 64, "parent": "1" * 64}}]
 
 
 class FakeApi:

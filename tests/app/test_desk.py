@@ -1,4 +1,4 @@
-"""What the pages of the desk show of files that others wrote, and what they refuse. The chat is in test_desk_browser."""
+"""What the pages of the desk show of files that others wrote, and what they refuse; the chat is tested in a browser."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 
 from desk_folders import EVIL, add, gate_row, lineage_registry, made, run_folders, whole_desk, write_gate
 from rlhflab.app.desk import desk_app, when
-from rlhflab.app.run_folders import run_folder, run_names
+from rlhflab.app.run_folders import run_folder, run_names, run_page, run_rows
 from rlhflab.app.server import Access
 from rlhflab.registry.records import BEFORE_ALL, Entry, chained
 from rlhflab.registry.store import Registry
@@ -67,7 +67,8 @@ def test_the_desk_can_be_mounted_behind_an_api_and_keeps_its_guard(tmp_path):
     pages = client(whole_desk(tmp_path, access_of()).app)
     assert pages.get("/v1/models").json()["data"][0]["id"] == "smollm2-135m"
     page = pages.get("/registry")
-    assert "default-src 'none'" in page.headers["content-security-policy"] and page.headers["cache-control"] == "no-store"
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert page.headers["cache-control"] == "no-store"
     assert pages.get("/", headers={"Host": "evil.example"}).status_code == 421
     assert pages.post("/registry/verify", data={"form_key": key_on(page)}, headers={"Origin": "http://evil.example"}
                       ).status_code == 403
@@ -118,10 +119,29 @@ def test_an_answer_becomes_markdown_without_html_of_its_own():
 
 def test_the_list_says_what_each_run_is_newest_first(runs):
     page = desk(runs=runs).get("/runs").text
-    names = ["gate-20261125-110000", "gate-20261125-100000", "ppo-20261124-101500", "demo-20261123-090000/sft", "broken"]
+    names = ["gate-20261125-110000", "gate-20261125-100000", "ppo-20261124-101500", "broken"]
     places = [page.index(f'href="/runs/{name}"') for name in names]
     assert places == sorted(places)
     assert "step 32: gold 0.512, proxy 1.92, kl 9.4" in page and "2026-11-24 10:15:00" in page and "helpdesk" in page
+
+
+def test_the_runs_inside_a_run_stand_behind_it(tmp_path):
+    for name, began in (("old", "2026-01-01"), ("new", "2026-02-01"), ("old/sft", None), ("new/sft", None),
+                        ("group/x", None)):
+        made(tmp_path / name).joinpath("record.json").write_text(json.dumps({"kind": "sft", "started": began}))
+    assert [row.name for row in run_rows(tmp_path)] == ["new", "new/sft", "old", "old/sft", "group/x"]
+
+
+def test_a_long_curve_is_thinned_and_keeps_its_ends(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps({"step": n, "loss": n}) + "\n" for n in range(1, 2502)))
+    (figure,) = run_page(tmp_path.parent, tmp_path).figures
+    drawn = json.loads(figure.json)["data"][0]["x"]
+    assert (drawn[0], drawn[1], drawn[-1], len(drawn)) == (1, 4, 2501, 835)
+
+
+def test_a_value_with_its_interval_is_one_line(tmp_path):
+    (tmp_path / "summary.json").write_text(json.dumps({"a": {"gold": {"mean": 0.5, "low": 0.25, "high": 1, "n": 8}}}))
+    assert run_page(tmp_path.parent, tmp_path).summary == {"a.gold": "0.5 [0.25, 1] n=8"}
 
 
 def test_a_run_has_its_settings_its_record_and_a_figure_for_each_metric(runs):
@@ -137,8 +157,8 @@ def test_broken_files_are_a_sentence_each_beside_what_can_be_read(runs):
     assert "record.json: is not JSON" in page.text and "metrics.jsonl:2: is not JSON" in page.text
 
 
-@pytest.mark.parametrize("text", ["[1]", "null", '"a"', "\ud800", "{" * 5000, "[" * 200_000, '{"base": 3, "kind": [{}]}',
-                                  '{"started": {"a": 1}, "status": [1]}'])
+@pytest.mark.parametrize("text", ["[1]", "null", '"a"', "\ud800", "{" * 5000, "[" * 200_000, '{"a":' * 900 + "1" + "}" * 900,
+                                  '{"base": 3, "kind": [{}]}', '{"started": {"a": 1}, "status": [1]}'])
 @pytest.mark.parametrize("name", ["record.json", "summary.json", "config.yaml", "metrics.jsonl", "gate.json"])
 def test_no_content_of_a_file_breaks_a_page(tmp_path, name, text):
     made(tmp_path / "runs/one").joinpath(name).write_bytes(text.encode("utf-8", "surrogatepass") + b"\n")
@@ -165,16 +185,17 @@ def beside_a_secret(tmp_path):
     return tmp_path / "runs"
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "../secret", "one/..", "one/../../secret", "./one", "one/", "/one", "alias",
-                                  "one/roles", "one/.", "one\0", "..\\secret", "one/a/b/c/d", "*", "../runs/one"])
+@pytest.mark.parametrize("name", ["", ".", "..", "../secret", "one/..", "one/../../secret", "./one", "one/", "/one",
+                                  "alias", "one/roles", "one/.", "one\0", "..\\secret", "one/a/b/c/d", "*",
+                                  "../runs/one"])
 def test_no_name_leads_out_of_the_runs(beside_a_secret, name):
     assert run_folder(beside_a_secret, name) is None and run_folder(beside_a_secret, str(beside_a_secret)) is None
     assert run_folder(beside_a_secret, "one") == beside_a_secret / "one"
     assert run_names(beside_a_secret) == ["one"]
 
 
-@pytest.mark.parametrize("name", ["..%2fsecret", "%2e%2e%2fsecret", "one%2f..%2f..%2fsecret", "%2fetc", "one%00", "..%5csecret",
-                                  "alias", "one/roles", "%2e%2e/secret", "one%2f%2e%2e"])
+@pytest.mark.parametrize("name", ["..%2fsecret", "%2e%2e%2fsecret", "one%2f..%2f..%2fsecret", "%2fetc", "one%00",
+                                  "..%5csecret", "alias", "one/roles", "%2e%2e/secret", "one%2f%2e%2e"])
 def test_no_address_leads_out_of_the_runs(beside_a_secret, name):
     pages = desk(runs=beside_a_secret)
     for path in (f"/runs/{name}", f"/runs/{name}/report.html", f"/gates/{name}"):
@@ -206,7 +227,8 @@ def test_each_row_of_a_gate_has_its_verdict_reason_and_numbers(runs):
     assert "+0.020<small>[\u22120.030,\u00a00.070], n\u00a0=\u00a0120</small>" in page and "2 not scored" in page
     assert page.count("inconclusive") == 1 and "only warns" in page and "may block" in page
     listed = desk(runs=runs).get("/gates").text
-    assert listed.index("gate-20261125-110000") < listed.index("gate-20261125-100000") and "1 pass, 1 inconclusive" in listed
+    assert listed.index("gate-20261125-110000") < listed.index("gate-20261125-100000")
+    assert "1 pass, 1 inconclusive" in listed
 
 
 def test_a_gate_without_rows_says_what_is_missing(tmp_path):
@@ -222,7 +244,7 @@ def test_the_registry_shows_adapters_where_they_come_from_and_where_they_are_act
     page = desk(registry.folder, tmp_path / "runs").get("/registry").text
     row = page.partition('<th scope="row"><a href="/registry/' + dpo)[2].partition("</tr>")[0]
     assert ">sft</a>" in row and ">fail</b>" in row and 'href="/gates/judged"' in row and ">prod</td>" in row
-    assert "The chain of the ledger holds over 8 entries" in page and "a rollback goes to" in page
+    assert "chain of the ledger is unbroken: 8 entries, unsigned." in page and "a rollback goes to" in page
     assert "promoted dpo to prod, after ppo" in page and "because: a first one" in page
 
 
@@ -247,7 +269,7 @@ def test_a_broken_chain_is_named_and_what_lies_before_it_is_shown(registry):
     lines[6] = lines[6].replace("anna", "eve")
     ledger.write_text("\n".join(lines) + "\n")
     page = desk(registry.folder).get("/registry")
-    assert page.status_code == 200 and "The chain of the ledger is broken" in page.text
+    assert page.status_code == 200 and "The hash chain of the ledger is broken" in page.text
     assert "ledger.jsonl:7: expected" in page.text and "added merged" in page.text and "promoted ppo" not in page.text
 
 
@@ -256,9 +278,10 @@ def test_every_file_is_checked_on_demand_only(registry):
     sft = registry.state().find("sft")
     (registry.path_of(sft) / "adapter_model.safetensors").write_bytes(b"other")
     page = pages.get("/registry")
-    assert "The chain of the ledger holds" in page.text and "adapter_model.safetensors" not in page.text
+    assert "is unbroken" in page.text and "adapter_model.safetensors" not in page.text
     checked = pages.post("/registry/verify", data={"form_key": key_on(page)}).text
-    assert "are not as the ledger says" in checked and f"adapters/{sft.digest}/adapter_model.safetensors: expected" in checked
+    assert "1 of " in checked and "are not as the ledger says" in checked
+    assert f"adapters/{sft.digest}/adapter_model.safetensors: expected" in checked
     assert pages.post("/registry/verify", data={"form_key": "0"}).status_code == 403
 
 
@@ -275,7 +298,7 @@ def test_no_registry_and_a_broken_one_are_a_sentence(tmp_path, ledger):
         (folder / "ledger.jsonl").write_bytes(ledger.encode("utf-8", "surrogateescape"))
     pages = desk(folder)
     page = pages.get("/registry")
-    assert page.status_code == 200 and ("role=\"alert\"" in page.text or "The chain of the ledger is" in page.text)
+    assert page.status_code == 200 and ("role=\"alert\"" in page.text or "The hash chain of the ledger is" in page.text)
     assert pages.get("/registry/a").status_code in (200, 404)
 
 
@@ -291,7 +314,8 @@ def test_an_entry_that_makes_no_sense_but_is_chained_is_a_sentence(tmp_path):
 
 def test_no_text_of_a_file_becomes_markup(tmp_path):
     run = made(tmp_path / "runs/<b>run")
-    (run / "record.json").write_text(json.dumps({"kind": EVIL, "status": EVIL, "started": EVIL, "base": {"name": EVIL}}))
+    (run / "record.json").write_text(json.dumps(
+        {"kind": EVIL, "status": EVIL, "started": EVIL, "base": {"name": EVIL}}))
     (run / "config.yaml").write_text(json.dumps({"data": EVIL, "x": EVIL}))
     (run / "summary.json").write_text(json.dumps({EVIL: EVIL}))
     (run / "metrics.jsonl").write_text(json.dumps({"step": 1, EVIL: 1}) + "\n")

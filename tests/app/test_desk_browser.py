@@ -15,7 +15,8 @@ CHROMIUM = shutil.which("chromium")
 if CHROMIUM is None and os.environ.get("CI") == "true":
     raise RuntimeError("the browser tests need chromium, which .ci/run installs")
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")]
-PAGES = ("/", "/runs", "/runs/ppo-20261124-101500", "/runs/broken", "/registry", "/gates", "/gates/gate-20261125-110000")
+PAGES = ("/", "/runs", "/runs/ppo-20261124-101500", "/runs/broken", "/registry", "/gates",
+         "/gates/gate-20261125-110000")
 
 
 class Site:

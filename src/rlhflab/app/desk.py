@@ -16,7 +16,7 @@ from rlhflab.analysis.figures import short
 from rlhflab.analysis.page import TEMPLATES, cell, markdown, script_json
 from rlhflab.app.lineage import HEIGHT, WIDTH
 from rlhflab.app.registry_view import card_of, failure_words, overview
-from rlhflab.app.run_folders import REPORT, Gate, gate, gates, own_file, run_folder, run_page, run_rows, told
+from rlhflab.app.run_folders import MOST, REPORT, Gate, gate, gates, own_file, run_folder, run_page, run_rows, told
 from rlhflab.app.server import Access, Link, Pages, Sent, content_policy, one
 from rlhflab.registry.audit import verify
 from rlhflab.registry.store import Registry
@@ -100,7 +100,7 @@ def _add_runs(pages: Pages, shelf: Shelf) -> None:
     @pages.app.get("/runs")
     def listed(request: Request) -> Response:
         person = pages.known(request)
-        return pages.show("runs.html.j2", person=person, root=shelf.runs,
+        return pages.show("runs.html.j2", person=person, root=shelf.runs, most=MOST,
                           runs=run_rows(shelf.runs) if shelf.runs else [])
 
     @pages.app.get("/runs/{name:path}/report.html")

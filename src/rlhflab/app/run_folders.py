@@ -13,9 +13,10 @@ from typing import Any, NamedTuple, TypeVar
 import yaml
 
 from rlhflab.analysis.figures import Figure, curve_figure
-from rlhflab.analysis.report_data import Point, curves, estimate, flat, number, read_json, read_rows, rows
+from rlhflab.analysis.report_data import Point, curves, estimate, number, read_json, read_rows, rows
 from rlhflab.core.stats import Estimate
 from rlhflab.errors import DataError, LabError
+from rlhflab.registry.cards import dotted
 
 T = TypeVar("T")
 CONFIG, RECORD, SUMMARY, METRICS, REPORT, GATE = (
@@ -32,7 +33,7 @@ TAIL = 64 * 1024
 """Bytes at the end of a curve that a list reads."""
 MOST_POINTS = 1000
 TOLD_FIRST = ("loss", "accuracy", "gold", "proxy", "kl", "margin")
-"""Metrics that a list shows before others."""
+"""Metrics that are shown before others."""
 COLOURS = {"sft": "sft", "dpo": "dpo", "ppo": "ppo", "reward": "reward"}
 
 
@@ -168,9 +169,15 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def run_rows(root: Path) -> list[RunRow]:
-    """The list, newest first; runs that do not say when they began come last."""
-    return sorted((run_row(root, root / name) for name in run_names(root)),
-                  key=lambda row: (row.started or "", row.name), reverse=True)
+    """The list, newest first, each with the runs inside it behind it; last those that do not say when they began."""
+    found = {name: run_row(root, root / name) for name in sorted(run_names(root))}
+
+    def began(name: str) -> str:
+        around = [name[:end] for end, letter in enumerate(name) if letter == "/"]
+        outermost = next((found[each] for each in (*around, name) if each in found), found[name])
+        return outermost.started or ""
+
+    return [found[name] for name in sorted(found, key=began, reverse=True)]
 
 
 def run_row(root: Path, folder: Path) -> RunRow:
@@ -195,12 +202,12 @@ def run_row(root: Path, folder: Path) -> RunRow:
 def run_page(root: Path, folder: Path) -> RunPage:
     """All that a run's page shows."""
     row = run_row(root, folder)
-    summary, record = _object(folder, SUMMARY), _object(folder, RECORD)
+    summary, record = (told(lambda: _lines(_sound(folder, name)), folder / name) for name in (SUMMARY, RECORD))
     config = told(lambda: _read(folder, CONFIG), folder / CONFIG)
     drawn = told(lambda: _figures(folder, COLOURS.get(row.kind, "sft")), folder / METRICS)
     problems = [each for each in (row.problem, summary.problem, record.problem, config.problem, drawn.problem) if each]
-    return RunPage(row=row, figures=drawn.value or (), config=config.value, summary=flat(summary.value or {}),
-                   record=flat(record.value or {}), problems=list(dict.fromkeys(problems)),
+    return RunPage(row=row, figures=drawn.value or (), config=config.value, summary=summary.value or {},
+                   record=record.value or {}, problems=list(dict.fromkeys(problems)),
                    parts=[name for name in run_names(root) if name.startswith(f"{row.name}/")])
 
 
@@ -224,6 +231,12 @@ def gate(root: Path, folder: Path) -> Gate:
                 candidate_digest=facts["candidate_digest"], rows=[_gate_row(row) for row in rows(said, "rows")])
 
 
+def _lines(values: Mapping[str, Any]) -> dict[str, str]:
+    """Nested values by dotted names, each in one line, an interval and its count in one."""
+    return {name: value if isinstance(value, str) else f"{value:.4g}" if isinstance(value, float)
+            else json.dumps(value, ensure_ascii=False) for name, value in dotted(values)}
+
+
 def _gate_row(row: Mapping[str, Any]) -> GateRow:
     n, unscored = number(row.get("n")), number(row.get("unscored"))
     margin = number(row.get("margin"))
@@ -239,15 +252,16 @@ def _gate_row(row: Mapping[str, Any]) -> GateRow:
 
 
 def _object(folder: Path, name: str) -> Told:
-    """A file that holds one JSON object; None and no sentence where there is none."""
-    def read() -> dict[str, Any] | None:
-        _check_size(folder, name)
-        value = read_json(folder / name, None) if own_file(folder, name) else {}
-        if not isinstance(value, dict):
-            raise DataError(f"{folder / name}: must hold one JSON object, found {type(value).__name__}")
-        return value or None
+    """A file that holds one JSON object; an empty one where there is no file."""
+    return told(lambda: _sound(folder, name), folder / name)
 
-    return told(read, folder / name)
+
+def _sound(folder: Path, name: str) -> dict[str, Any]:
+    _check_size(folder, name)
+    value = read_json(folder / name, None) if own_file(folder, name) else {}
+    if not isinstance(value, dict):
+        raise DataError(f"{folder / name}: must hold one JSON object, found {type(value).__name__}")
+    return value
 
 
 def _config(folder: Path) -> Told:
@@ -284,7 +298,7 @@ def _last_metrics(folder: Path) -> str | None:
     if not isinstance(row, dict):
         raise DataError(f"{path}: its last line must be an object in JSON")
     found = {name: points[-1] for name, points in curves([row]).items()}
-    names = sorted(found, key=lambda name: TOLD_FIRST.index(name) if name in TOLD_FIRST else len(TOLD_FIRST))[:3]
+    names = [name for name in TOLD_FIRST if name in found][:3] or list(found)[:3]
     step = number(row.get("step"))
     return ("" if step is None or not names else f"step {step:g}: ") + ", ".join(
         f"{name.replace('_', ' ')} {found[name].value:.4g}" for name in names) or None
@@ -295,8 +309,9 @@ def _figures(folder: Path, policy: str) -> list[Figure]:
     _check_size(folder, METRICS)
     if not own_file(folder, METRICS):
         return []
-    return [curve_figure(name, list(_thinned(points)), policy=policy)
-            for name, points in curves(read_rows(folder / METRICS)).items()]
+    found = curves(read_rows(folder / METRICS))
+    return [curve_figure(name, list(_thinned(found[name])), policy=policy)
+            for name in dict.fromkeys((*TOLD_FIRST, *found)) if name in found]
 
 
 def _thinned(points: Sequence[Point]) -> Iterator[Point]:

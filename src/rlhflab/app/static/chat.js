@@ -90,9 +90,10 @@ function refresh(side) {
     range.parentElement.querySelector(".value").textContent = Number(range.value).toFixed(2);
   });
   const facts = (model && model.rlhflab) || {};
+  const parent = models.find((each) => facts.parent && each.rlhflab && each.rlhflab.digest === facts.parent);
   side.about.textContent = mixing ? "A sum of what each adapter adds to the base, by weight."
     : base ? "The base alone; there is nothing to dial."
-    : facts.parent ? `Strength scales its change from ${short(String(facts.parent))}.`
+    : facts.parent ? `Strength scales its change from ${parent ? parent.id : short(String(facts.parent))}.`
     : "Strength scales its change from the base.";
 }
 
@@ -338,6 +339,8 @@ form.addEventListener("submit", ask);
 stop.addEventListener("click", () => running && running.abort());
 document.getElementById("clear").addEventListener("click", clear);
 form.addEventListener("input", settingsNow);
+// A setting that is refused has to be seen, or the browser has nowhere to say so.
+form.addEventListener("invalid", () => { form.querySelector(".settings").open = true; }, true);
 form.addEventListener("change", keep);
 sides.forEach((side) => side.mix.addEventListener("change", () => startMixture(side)));
 sides.forEach((side) => ["input", "change"].forEach((name) => side.picker.addEventListener(name, () => { refresh(side); keep(); })));
