@@ -13,7 +13,7 @@ from desk_folders import EVIL, add, gate_row, lineage_registry, made, run_folder
 from rlhflab.app.desk import desk_app, when
 from rlhflab.app.run_folders import run_folder, run_names, run_page, run_rows
 from rlhflab.app.server import Access
-from rlhflab.registry.records import BEFORE_ALL, Entry, chained
+from rlhflab.registry.records import BEFORE_ALL, Entry, LedgerHead, chained
 from rlhflab.registry.store import Registry
 
 BASE = "http://127.0.0.1"
@@ -157,14 +157,48 @@ def test_broken_files_are_a_sentence_each_beside_what_can_be_read(runs):
     assert "record.json: is not JSON" in page.text and "metrics.jsonl:2: is not JSON" in page.text
 
 
-@pytest.mark.parametrize("text", ["[1]", "null", '"a"', "\ud800", "{" * 5000, "[" * 200_000, '{"a":' * 900 + "1" + "}" * 900,
-                                  '{"base": 3, "kind": [{}]}', '{"started": {"a": 1}, "status": [1]}'])
+@pytest.mark.parametrize("text", ["[1]", "null", '"a"', "\ud800", "{" * 5000, "[" * 200_000,
+                                  '{"a":' * 900 + "1" + "}" * 900, '{"base": 3, "kind": [{}]}',
+                                  '{"started": {"a": 1}, "status": [1]}'])
 @pytest.mark.parametrize("name", ["record.json", "summary.json", "config.yaml", "metrics.jsonl", "gate.json"])
 def test_no_content_of_a_file_breaks_a_page(tmp_path, name, text):
     made(tmp_path / "runs/one").joinpath(name).write_bytes(text.encode("utf-8", "surrogatepass") + b"\n")
     pages = desk(runs=tmp_path / "runs")
     for path in ("/runs", "/runs/one", "/gates", "/gates/one"):
         assert pages.get(path).status_code == 200, path
+
+
+ODD = (None, 10**400, -0.5, "", [], [{"a": 1}], {"a": [1]}, True)
+"""What may stand where something else is expected."""
+
+
+def odd_values(value, odds=ODD):
+    """Copies of a nested value, in each of which one part is odd."""
+    yield from odds
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in list(parts):
+        for odd in odd_values(inner, odds):
+            copy = value.copy()
+            copy[key] = odd
+            yield copy
+
+
+def test_no_odd_value_in_a_gate_breaks_a_page(tmp_path):
+    pages = desk(runs=tmp_path / "runs")
+    gate = write_gate(tmp_path / "runs/one", rows=[gate_row()]) / "gate.json"
+    for odd in odd_values(json.loads(gate.read_text()), (None, 10**400, [{"a": 1}])):
+        gate.write_text(json.dumps(odd))
+        assert pages.get("/gates/one").status_code == pages.get("/gates").status_code == 200, odd
+
+
+def test_no_odd_value_in_a_record_or_a_metric_breaks_a_page(tmp_path):
+    pages = desk(runs=tmp_path / "runs")
+    folder = made(tmp_path / "runs/one")
+    for name, whole in (("record.json", {"kind": "sft", "started": "a", "status": "b", "base": {"name": "c"}}),
+                        ("metrics.jsonl", {"step": 1, "loss": 2})):
+        for odd in odd_values(whole):
+            (folder / name).write_text(json.dumps(odd) + "\n")
+            assert pages.get("/runs/one").status_code == pages.get("/runs").status_code == 200, odd
 
 
 def test_a_file_that_expands_itself_is_not_written_out(tmp_path):
@@ -308,6 +342,28 @@ def test_an_entry_that_makes_no_sense_but_is_chained_is_a_sentence(tmp_path):
     (folder / "ledger.jsonl").write_text(Entry(**said, hash=chained(BEFORE_ALL, said), signature=None).line + "\n")
     page = desk(folder).get("/registry")
     assert page.status_code == 200 and "cannot be read: KeyError" in page.text
+
+
+def test_no_odd_value_in_a_chained_entry_breaks_a_page(registry):
+    """Of an unsigned registry anybody can write a chain that holds."""
+    pages = desk(registry.folder)
+    digest = registry.state().find("dpo").digest
+    entries = [entry.said for entry in registry.entries()]
+    for place in (2, 7):  # dpo was added, and promoted with a gate
+        for odd in (each for each in odd_values(entries[place], (None, 10**400)) if each and each != 10**400):
+            write_chain(registry.folder, [*entries[:place], odd, *entries[place + 1:]])
+            assert pages.get("/registry").status_code == 200, odd
+            assert pages.get(f"/registry/{digest}").status_code in (200, 404), odd
+
+
+def write_chain(folder, said):
+    """A ledger of these entries, hashed as they must be, and the head that fits it."""
+    last, lines = BEFORE_ALL, []
+    for each in said:
+        last = chained(last, each)
+        lines.append(Entry(**each, hash=last, signature=None).line)
+    (folder / "ledger.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    (folder / "HEAD").write_text(LedgerHead(entries=len(said), hash=last, signature=None).text)
 
 
 # -- text of others

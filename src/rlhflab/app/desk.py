@@ -4,7 +4,7 @@ Pages only. The chat calls the API of the server it is mounted in over HTTP; no 
 written, and an adapter is promoted by the command line alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,19 @@ from rlhflab.analysis.figures import short
 from rlhflab.analysis.page import TEMPLATES, cell, markdown, script_json
 from rlhflab.app.lineage import HEIGHT, WIDTH
 from rlhflab.app.registry_view import card_of, failure_words, overview
-from rlhflab.app.run_folders import MOST, REPORT, Gate, gate, gates, own_file, run_folder, run_page, run_rows, told
+from rlhflab.app.run_folders import (
+    MOST,
+    REPORT,
+    Gate,
+    Told,
+    gate,
+    gates,
+    own_file,
+    run_folder,
+    run_page,
+    run_rows,
+    told,
+)
 from rlhflab.app.server import Access, Link, Pages, Sent, content_policy, one
 from rlhflab.registry.audit import verify
 from rlhflab.registry.store import Registry
@@ -68,9 +80,10 @@ def desk_app(access: Access, *, registry: Path | None = None, runs: Path | None 
     return pages.app
 
 
-def when(at: str) -> str:
-    """`2026-11-26 20:34:05`, of a time in ISO 8601; any other text as it is."""
-    return f"{at[:10]} {at[11:19]}" if at[10:11] == "T" else at
+def when(at: object) -> str:
+    """`2026-11-26 20:34:05`, of a time in ISO 8601; anything else as it is."""
+    text = str(at)
+    return f"{text[:10]} {text[11:19]}" if text[10:11] == "T" else text
 
 
 def figure(value: float | None) -> str:
@@ -132,33 +145,39 @@ def _add_runs(pages: Pages, shelf: Shelf) -> None:
 
 
 def _add_registry(pages: Pages, shelf: Shelf) -> None:
-    def shown(person: str, **more: Any) -> Response:
-        folder = shelf.registry
-        found = told(lambda: overview(folder, shelf.gates()), folder) if folder else None
-        return pages.show("registry.html.j2", person=person, folder=folder, found=found and found.value,
-                          problem=found and found.problem, box=(WIDTH, HEIGHT), **{"checked": None, **more})
+    def folder() -> Path:
+        if shelf.registry is None:
+            raise HTTPException(404, "No registry was given; start the server with --registry FOLDER.")
+        return shelf.registry
+
+    def shown(template: str, read: Callable[[], Any], **values: Any) -> Response:
+        """The page of what was read. What an unsigned ledger holds may be of any kind, so that drawing can fail too."""
+        found = told(read, folder())
+        if found.problem is None and found.value is None:
+            raise HTTPException(404, "The registry has no such adapter.")
+        page = told(lambda: pages.show(template, found=found.value, problem=found.problem, **values), folder())
+        return page.value or pages.show(template, found=None, problem=page.problem, **values)
+
+    def overall(person: str, checked: Told | None = None) -> Response:
+        broken = failure_words(checked.value["failures"]) if checked and checked.value else []
+        return shown("registry.html.j2", lambda: overview(folder(), shelf.gates()), person=person, checked=checked,
+                     broken=broken, box=(WIDTH, HEIGHT))
 
     @pages.app.get("/registry")
     def registry(request: Request) -> Response:
-        return shown(pages.known(request))
+        person = pages.known(request)
+        return overall(person) if shelf.registry else pages.show("registry.html.j2", person=person, found=None,
+                                                                 problem=None)
 
     @pages.app.post("/registry/verify")
     def check(request: Request, form: Sent) -> Response:
         person = pages.sender(request, form)
-        folder = shelf.registry
-        if folder is None:
-            raise HTTPException(404, "No registry was given.")
-        checked = told(lambda: verify(Registry(folder)), folder)
-        return shown(person, checked=checked, broken=failure_words(checked.value["failures"]) if checked.value else [])
+        return overall(person, told(lambda: verify(Registry(folder())), folder()))
 
     @pages.app.get("/registry/{digest}")
     def adapter(request: Request, digest: str) -> Response:
         person = pages.known(request)
-        folder = shelf.registry
-        found = told(lambda: card_of(folder, digest, shelf.gates()), folder) if folder else None
-        if found is None or (found.value is None and found.problem is None):
-            raise HTTPException(404, "The registry has no such adapter.")
-        return pages.show("adapter.html.j2", person=person, found=found.value, problem=found.problem)
+        return shown("adapter.html.j2", lambda: card_of(folder(), digest, shelf.gates()), person=person)
 
 
 def _add_gates(pages: Pages, shelf: Shelf) -> None:

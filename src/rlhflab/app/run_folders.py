@@ -4,6 +4,7 @@ A missing or broken file is one sentence beside what could be read of the others
 """
 
 import json
+import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ DEEPEST, MOST, LARGEST = 3, 1000, 32 * 2**20
 TAIL = 64 * 1024
 """Bytes at the end of a curve that a list reads."""
 MOST_POINTS = 1000
+SETTING = re.compile(r"^(kind|model|data):[ \t]+(\S.{0,300})$", re.MULTILINE)
 TOLD_FIRST = ("loss", "accuracy", "gold", "proxy", "kl", "margin")
 """Metrics that are shown before others."""
 COLOURS = {"sft": "sft", "dpo": "dpo", "ppo": "ppo", "reward": "reward"}
@@ -118,8 +120,8 @@ def told(read: Callable[[], T], what: object) -> Told:
         return Told(read(), None)
     except LabError as error:
         return Told(None, str(error))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError, yaml.YAMLError) \
-            as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError,
+            yaml.YAMLError) as error:
         return Told(None, f"{what}: cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
 
 
@@ -202,7 +204,7 @@ def run_row(root: Path, folder: Path) -> RunRow:
 def run_page(root: Path, folder: Path) -> RunPage:
     """All that a run's page shows."""
     row = run_row(root, folder)
-    summary, record = (told(lambda: _lines(_sound(folder, name)), folder / name) for name in (SUMMARY, RECORD))
+    summary, record = _values(folder, SUMMARY), _values(folder, RECORD)
     config = told(lambda: _read(folder, CONFIG), folder / CONFIG)
     drawn = told(lambda: _figures(folder, COLOURS.get(row.kind, "sft")), folder / METRICS)
     problems = [each for each in (row.problem, summary.problem, record.problem, config.problem, drawn.problem) if each]
@@ -231,10 +233,13 @@ def gate(root: Path, folder: Path) -> Gate:
                 candidate_digest=facts["candidate_digest"], rows=[_gate_row(row) for row in rows(said, "rows")])
 
 
-def _lines(values: Mapping[str, Any]) -> dict[str, str]:
-    """Nested values by dotted names, each in one line, an interval and its count in one."""
-    return {name: value if isinstance(value, str) else f"{value:.4g}" if isinstance(value, float)
-            else json.dumps(value, ensure_ascii=False) for name, value in dotted(values)}
+def _values(folder: Path, name: str) -> Told:
+    """The nested values of a file by dotted names, each in one line, an interval and its count in one."""
+    def read() -> dict[str, str]:
+        return {key: value if isinstance(value, str) else f"{value:.4g}" if isinstance(value, float)
+                else json.dumps(value, ensure_ascii=False) for key, value in dotted(_sound(folder, name))}
+
+    return told(read, folder / name)
 
 
 def _gate_row(row: Mapping[str, Any]) -> GateRow:
@@ -265,11 +270,9 @@ def _sound(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _config(folder: Path) -> Told:
+    """What a list shows of a run's settings: reading all of them could take as long as whoever wrote them likes."""
     def read() -> dict[str, Any]:
-        value = yaml.safe_load(_read(folder, CONFIG) or "{}")
-        if not isinstance(value, dict):
-            raise DataError(f"{folder / CONFIG}: must hold keys and values, found {type(value).__name__}")
-        return value
+        return {key: yaml.safe_load(value) for key, value in SETTING.findall(_read(folder, CONFIG) or "")}
 
     return told(read, folder / CONFIG)
 
