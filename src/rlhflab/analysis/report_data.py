@@ -373,9 +373,13 @@ def rows(content: Mapping[str, Any], *keys: str) -> list[Mapping[str, Any]]:
 
 def number(value: Any) -> float | None:
     """A finite number, or None: JSON's NaN, a bool and text are no measurements."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value)
+    try:
+        found = float(value)
+    except OverflowError:  # JSON's whole numbers have no largest
+        return None
+    return found if math.isfinite(found) else None
 
 
 def estimate(value: Any) -> Estimate | None:

@@ -9,15 +9,12 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, NamedTuple
-from urllib.parse import parse_qs
+from typing import Any, NamedTuple
 
-from fastapi import Depends, FastAPI, HTTPException, Request
-from fastapi.responses import FileResponse, RedirectResponse, Response
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.responses import RedirectResponse, Response
 
-from rlhflab.analysis.page import TEMPLATES
-from rlhflab.app.server import Access, Pages
+from rlhflab.app.server import Access, Form, Link, Pages, Sent, one
 from rlhflab.core.stats import Estimate, mean_interval
 from rlhflab.data.judging import Assignment, Opinion, Plan, Said
 from rlhflab.data.store import RECENT, Store
@@ -36,7 +33,6 @@ USUAL_STRENGTH = "clearly"
 LONGEST_STAY = 24 * 3600.0
 """Seconds beyond which a time on a page is no measurement."""
 CONFLICTS_SHOWN = 50
-Form = Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,50 +75,19 @@ def annotation_app(desk: Desk, access: Access, *, cookie: str = "rlhflab") -> Fa
     """The app. Everybody who may look is enrolled."""
     for person in desk.people:
         desk.store.enrol(person)
-    pages = Pages(access, cookie=cookie)
-    for routes in (_add_entrance, _add_judging, _add_progress, _add_conflicts):
+    pages = Pages(access, cookie=cookie, name="annotate", assets=("annotate.css", "annotate.js"), menu=menu_of(desk))
+    for routes in (_add_judging, _add_progress, _add_conflicts):
         routes(pages, desk)
     return pages.app
 
 
-async def form_of(request: Request) -> Form:
-    """What a form holds. HTTPException for anything else."""
-    kind = request.headers.get("content-type", "").partition(";")[0]
-    if kind != "application/x-www-form-urlencoded":
-        raise HTTPException(415, "Only forms are taken.")
-    try:
-        return parse_qs((await request.body()).decode(), keep_blank_values=True, max_num_fields=64, errors="strict")
-    except ValueError as error:
-        raise HTTPException(400, "This form cannot be read.") from error
+def menu_of(desk: Desk) -> Callable[[str], list[Link]]:
+    """The pages that a person may open."""
+    def menu(person: str) -> list[Link]:
+        links = [Link("judge", "/", "Judge"), Link("progress", "/progress", "Progress")]
+        return [*links, Link("conflicts", "/conflicts", "Conflicts")] if person in desk.adjudicators else links
 
-
-Sent = Annotated[Form, Depends(form_of)]
-
-
-def _add_entrance(pages: Pages, desk: Desk) -> None:
-    @pages.app.get("/enter")
-    def entrance(request: Request) -> Response:
-        return pages.show("enter.html.j2")
-
-    @pages.app.post("/enter")
-    def enter(request: Request, form: Sent) -> Response:
-        person = pages.access.person_with(_one(form, "key"), "enter")
-        if person is None:
-            raise HTTPException(403, "This link does not fit this server. Ask for a new one.")
-        response = RedirectResponse("/", 303)
-        pages.stay(response, request, person)
-        return response
-
-    @pages.app.get("/static/report.css", include_in_schema=False)
-    def style() -> Response:
-        return FileResponse(Path(TEMPLATES) / "report.css", media_type="text/css")
-
-    # The mounted folder was added first and would be asked first.
-    pages.app.router.routes.insert(0, pages.app.router.routes.pop())
-
-    @pages.app.get("/favicon.ico")
-    def icon() -> Response:
-        return Response(status_code=204)
+    return menu
 
 
 def _add_judging(pages: Pages, desk: Desk) -> None:
@@ -141,19 +106,19 @@ def _add_judging(pages: Pages, desk: Desk) -> None:
 
     @pages.app.post("/judge")
     def judge(request: Request, form: Sent) -> Response:
-        person = pages.sender(request, _flat(form))
-        given = desk.store.assignment(_one(form, "assignment"))
+        person = pages.sender(request, form)
+        given = desk.store.assignment(one(form, "assignment"))
         if given is None:
             raise DataError("this comparison was not given to you; open the start page for your next one")
         desk.store.judge(given.token, opinion_of(given, form), annotator=person,
-                         submission=_one(form, "submission")[:64])
+                         submission=one(form, "submission")[:64])
         return RedirectResponse("/conflicts" if given.purpose == "adjudicate" else "/", 303)
 
     @pages.app.post("/undo")
     def undo(request: Request, form: Sent) -> Response:
-        person = pages.sender(request, _flat(form))
+        person = pages.sender(request, form)
         said = desk.store.last_said(person)
-        if said is not None and str(said.id) == _one(form, "judgment"):
+        if said is not None and str(said.id) == one(form, "judgment"):
             desk.store.correct(said.id, None, author=person, why="undone by the annotator")
             if said.purpose == "adjudicate":
                 return RedirectResponse(f"/conflicts/{said.comparison_id}", 303)
@@ -211,16 +176,16 @@ def shown(given: Assignment) -> dict[str, Any]:
 def opinion_of(given: Assignment, form: Form) -> Opinion:
     """What a form says, with places on the page turned into the comparison's own answers."""
     places = _places(given.shown_first)
-    verdict = _one(form, "verdict")
-    strength = dict(STRENGTHS).get(_one(form, "strength"), 1.0)
+    verdict = one(form, "verdict")
+    strength = dict(STRENGTHS).get(one(form, "strength"), 1.0)
     tags = []
     for tag in form.get("tags", ()):
         place, _, name = tag.partition(":")
         if name not in TAGS or place not in (*places, "only"):
             raise DataError(f"tag {tag[:40]!r}: must be one of {', '.join(TAGS)}, of an answer that is shown")
         tags.append(name if place == "only" else f"{places[place]}:{name}")
-    return Opinion(verdict=places.get(verdict, verdict), tags=tuple(tags), reason=_one(form, "reason").strip(),
-                   strength=strength if verdict in places else 1.0, seconds=_seconds(_one(form, "seconds")))
+    return Opinion(verdict=places.get(verdict, verdict), tags=tuple(tags), reason=one(form, "reason").strip(),
+                   strength=strength if verdict in places else 1.0, seconds=_seconds(one(form, "seconds")))
 
 
 def words(said: Said) -> str:
@@ -277,14 +242,6 @@ def remembered(count: Callable[[], int], seconds: float) -> Callable[[], int]:
 
 def _places(shown_first: str | None) -> dict[str, str]:
     return {} if shown_first is None else {"first": shown_first, "second": "b" if shown_first == "a" else "a"}
-
-
-def _one(form: Form, key: str) -> str:
-    return form.get(key, ("",))[0]
-
-
-def _flat(form: Form) -> dict[str, str]:
-    return {key: values[0] for key, values in form.items()}
 
 
 def _seconds(given: str) -> float | None:

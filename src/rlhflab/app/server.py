@@ -1,7 +1,7 @@
 """What every page of the lab shares: who may look, what a page may load, how large a request may be, the server.
 
 Pages are whole HTML from templates, with a script and styles of their own; nothing is loaded from elsewhere. What a
-page is about is not here.
+page is about is not here, only the entrance that all of them have.
 """
 
 import base64
@@ -10,21 +10,21 @@ import hashlib
 import hmac
 import secrets
 import socket
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
-from urllib.parse import SplitResult, quote, urlsplit
+from typing import Annotated, Any, NamedTuple
+from urllib.parse import SplitResult, parse_qs, quote, urlsplit
 
 import jinja2
 import uvicorn
-from fastapi import FastAPI, HTTPException, Request
-from fastapi.responses import HTMLResponse, Response
+from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException as StarletteError
 
-from rlhflab.analysis.page import markdown
+from rlhflab.analysis.page import TEMPLATES, markdown
 from rlhflab.errors import ConfigError, LabError
 
 HERE = Path(__file__).parent
@@ -32,10 +32,18 @@ LARGEST_REQUEST = 64 * 1024
 """Bytes of a request's body."""
 SHORTEST_TOKEN = 16
 """Characters of a token that others may guess at."""
+POLICY = {"default-src": "'none'", "script-src": "'self'", "style-src": "'self'", "img-src": "'self'",
+          "form-action": "'self'", "base-uri": "'none'", "frame-ancestors": "'none'"}
+"""No inline script or style, nothing from elsewhere: what slips into a page cannot run or call home."""
+
+
+def content_policy(changes: Mapping[str, str] | None = None) -> str:
+    """The content security policy of a page that needs some directives to be others."""
+    return "; ".join(f"{name} {value}".strip() for name, value in {**POLICY, **(changes or {})}.items())
+
+
 HEADERS = {
-    # No inline script or style, nothing from elsewhere: what slips into a page cannot run or call home.
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-                               "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": content_policy(),
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     # A stricter policy would make browsers send a form's Origin as null.
@@ -47,6 +55,35 @@ HEADERS = {
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Form = Mapping[str, Sequence[str]]
+
+
+class Link(NamedTuple):
+    """A page in the menu."""
+
+    here: str
+    """What a template calls itself, so that its own link is marked."""
+    path: str
+    text: str
+
+
+async def form_of(request: Request) -> Form:
+    """What a form holds. HTTPException for anything else."""
+    kind = request.headers.get("content-type", "").partition(";")[0]
+    if kind != "application/x-www-form-urlencoded":
+        raise HTTPException(415, "Only forms are taken.")
+    try:
+        return parse_qs((await request.body()).decode(), keep_blank_values=True, max_num_fields=64, errors="strict")
+    except ValueError as error:
+        raise HTTPException(400, "This form cannot be read.") from error
+
+
+Sent = Annotated[Form, Depends(form_of)]
+
+
+def one(form: Form, key: str) -> str:
+    """The first value of a field, empty where there is none."""
+    return form.get(key, ("",))[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +124,16 @@ class Access:
         right = hmac.compare_digest(self.key(name, use).encode(), key.encode("utf-8", "replace"))
         return name if right and name in self.people else None
 
+    def person_of(self, request: Request, cookie: str) -> str | None:
+        """Who asks, by the cookie of that name; None where nobody is known."""
+        if self.only:
+            return self.only
+        try:
+            given = base64.urlsafe_b64decode(request.cookies.get(cookie, "")).decode()
+        except ValueError:
+            return None
+        return self.person_with(given, "stay")
+
 
 def split(address: str) -> SplitResult:
     """`urlsplit`, and of what is no address its split of nothing."""
@@ -105,6 +152,43 @@ def is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def foreign_host(request: Request, access: Access) -> bool:
+    """Whether a server without keys was asked by a name that is not this machine's own.
+
+    Else a page elsewhere whose name is made to point here would be taken for this machine.
+    """
+    host = request.headers.get("host", "")
+    return access.only is not None and not is_loopback(split(f"//{host}").hostname or "")
+
+
+def from_own_page(request: Request) -> bool:
+    """Whether the browser says that a page of this server sent the request."""
+    host = request.headers.get("host", "")
+    return bool(host) and split(request.headers.get("origin", "")).netloc == host and \
+        request.headers.get("sec-fetch-site", "same-origin") == "same-origin"
+
+
+def api_refusal(request: Request, access: Access, *, cookie: str) -> tuple[int, str] | None:
+    """(status, why) of a request to an API beside the pages that is refused; None where it may go on.
+
+    It has the token as its bearer key, as programs do, or comes from a page of this server whose reader has entered.
+    Without a token it comes from this machine, and from no page of another server.
+    """
+    if foreign_host(request, access):
+        return 421, "This server is reached by 127.0.0.1 or localhost only."
+    own = from_own_page(request) or (request.method in ("GET", "HEAD") and
+                                     request.headers.get("sec-fetch-site") == "same-origin")
+    if access.only is not None:
+        browser = "origin" in request.headers or request.headers.get("sec-fetch-site", "none") != "none"
+        return (403, "This request was sent by a page of another server.") if browser and not own else None
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and hmac.compare_digest(key.strip().encode("utf-8", "replace"), access.secret):
+        return None
+    if own and access.person_of(request, cookie) is not None:
+        return None
+    return 401, "The token of this server is needed, as the bearer key of the request."
 
 
 class Guard:
@@ -127,18 +211,14 @@ class Guard:
         await self.app(scope, limited(receive, LARGEST_REQUEST), with_headers(send, scope))
 
     def _refusal(self, request: Request) -> tuple[int, str] | None:
-        host = request.headers.get("host", "")
-        # Without keys, a page elsewhere whose name is made to point here must not be taken for this machine.
-        if self.access.only and not is_loopback(split(f"//{host}").hostname or ""):
+        if foreign_host(request, self.access):
             return 421, "This page is reached by 127.0.0.1 or localhost only."
         if request.method in ("GET", "HEAD"):
             return None
         if request.method != "POST":
             return 405, "Only GET and POST."
-        if split(request.headers.get("origin", "")).netloc != host or not host:
+        if not from_own_page(request):
             return 403, "This form was sent from another page. Open the page again and send it from there."
-        if request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
-            return 403, "This form was sent from another site."
         length = request.headers.get("content-length", "")
         if length.isdigit() and int(length) > LARGEST_REQUEST:
             return 413, f"A request has at most {LARGEST_REQUEST} bytes."
@@ -166,27 +246,62 @@ def with_headers(send: Send, scope: Scope) -> Send:
         if message["type"] == "http.response.start":
             # Pages show what others wrote. Script and style may be kept, if the browser asks whether they changed.
             kept = "no-cache" if scope["path"].startswith("/static/") else "no-store"
+            said = {name.lower() for name, _ in message["headers"]}  # by a page that needs another policy
             message["headers"] = [*message["headers"], *(
-                (name.lower().encode(), value.encode()) for name, value in {**HEADERS, "Cache-Control": kept}.items())]
+                (name.lower().encode(), value.encode()) for name, value in {**HEADERS, "Cache-Control": kept}.items()
+                if name.lower().encode() not in said)]
         await send(message)
 
     return sending
 
 
 class Pages:
-    """A FastAPI app with the guard, templates and error pages. Routes are added by whoever has something to show."""
+    """A FastAPI app with the guard, templates, entrance and error pages. Routes are added by whoever has something to
+    show.
+    """
 
-    def __init__(self, access: Access, *, cookie: str) -> None:
+    def __init__(self, access: Access, *, cookie: str, name: str, assets: Sequence[str] = (),
+                 menu: Callable[[str], Sequence[Link]]) -> None:
+        """`name` stands on every page, behind the lab's; `assets` are styles and scripts of the static folder, beside
+        those that all pages have; `menu`: the pages that a person may open.
+        """
         self.access, self.cookie = access, cookie
         # No generated documentation: its pages load scripts from elsewhere.
         self.app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
         self.app.add_middleware(Guard, access=access)
-        self.app.mount("/static", StaticFiles(directory=HERE / "static"))
-        self.templates = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE / "templates"), autoescape=True,
-                                            trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+        self.templates = jinja2.Environment(loader=jinja2.FileSystemLoader([HERE / "templates", TEMPLATES]),
+                                            autoescape=True, trim_blocks=True, lstrip_blocks=True,
+                                            undefined=jinja2.StrictUndefined)
         self.templates.filters["markdown"] = markdown
+        self.templates.globals |= {"brand": f"rlhflab {name}", "menu": menu, "assets": ("pages.css", *assets)}
         self.app.add_exception_handler(StarletteError, self._error)
         self.app.add_exception_handler(LabError, self._error)
+        self._add_entrance()
+
+    def _add_entrance(self) -> None:
+        @self.app.get("/enter")
+        def entrance(request: Request) -> Response:
+            return self.show("enter.html.j2")
+
+        @self.app.post("/enter")
+        def enter(request: Request, form: Sent) -> Response:
+            person = self.access.person_with(one(form, "key"), "enter")
+            if person is None:
+                raise HTTPException(403, "This link does not fit this server. Ask for a new one.")
+            response = RedirectResponse("/", 303)
+            self.stay(response, request, person)
+            return response
+
+        @self.app.get("/static/report.css", include_in_schema=False)
+        def style() -> Response:
+            return FileResponse(TEMPLATES / "report.css", media_type="text/css")
+
+        @self.app.get("/favicon.ico", include_in_schema=False)
+        def icon() -> Response:
+            return Response(status_code=204)
+
+        # Behind the one style sheet that lies elsewhere: routes are asked in this order.
+        self.app.mount("/static", StaticFiles(directory=HERE / "static"))
 
     def show(self, template: str, *, status: int = 200, person: str | None = None, **values: Any) -> HTMLResponse:
         """A page. `person`: whose forms are on it."""
@@ -194,27 +309,17 @@ class Pages:
         text = self.templates.get_template(template).render(**values, person=person, form_key=form_key)
         return HTMLResponse(text, status_code=status)
 
-    def person(self, request: Request) -> str | None:
-        """Who asks, by the cookie; None where nobody is known."""
-        if self.access.only:
-            return self.access.only
-        try:
-            given = base64.urlsafe_b64decode(request.cookies.get(self.cookie, "")).decode()
-        except ValueError:
-            return None
-        return self.access.person_with(given, "stay")
-
     def known(self, request: Request) -> str:
         """Who asks. 401 where nobody is known."""
-        person = self.person(request)
+        person = self.access.person_of(request, self.cookie)
         if person is None:
             raise HTTPException(401, "Open the link that was sent to you.")
         return person
 
-    def sender(self, request: Request, form: Mapping[str, Any]) -> str:
+    def sender(self, request: Request, form: Form) -> str:
         """Who sent a form that was on a page of their own. 403 for another one."""
         person = self.known(request)
-        if not hmac.compare_digest(str(form.get("form_key", "")).encode(), self.access.key(person, "form").encode()):
+        if not hmac.compare_digest(one(form, "form_key").encode(), self.access.key(person, "form").encode()):
             raise HTTPException(403, "This form is not from a page of this server. Open the start page again.")
         return person
 

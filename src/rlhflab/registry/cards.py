@@ -55,7 +55,7 @@ def change_log(adapter: Adapter, entries: Sequence[Entry]) -> str:
     for entry in entries:
         late = ", by a clock that had gone back" if entry.clock_went_back else ""
         lines.append(f"- **{entry.number}** {plain(entry.at)}{late}, {plain(entry.by)}: {plain(says(entry, adapter))}")
-        lines += [f"  - {plain(reason)}" for reason in _reasons(entry)]
+        lines += [f"  - {plain(reason)}" for reason in reasons(entry)]
     return "\n".join(lines) + "\n"
 
 
@@ -74,7 +74,8 @@ def says(entry: Entry, of: Adapter | None = None) -> str:
     return f"rolled {body['deployment']} back from {before} to {digest}"
 
 
-def _reasons(entry: Entry) -> Iterator[str]:
+def reasons(entry: Entry) -> Iterator[str]:
+    """Why a pointer was moved: what the gate had said, who overrode it, what was written down."""
     if entry.kind not in CHANGES:
         return
     gate, override = entry.body.get("gate"), entry.body.get("override")

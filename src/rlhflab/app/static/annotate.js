@@ -1,12 +1,5 @@
 "use strict";
-// Keys, the time on the page, and the key of a personal link. Without this script the forms work by mouse.
-
-const enter = document.getElementById("enter");
-if (enter && location.hash.length > 1) {
-  enter.elements.key.value = decodeURIComponent(location.hash.slice(1));
-  history.replaceState(null, "", location.pathname);  // The link does not stay in the history.
-  enter.submit();
-}
+// Keys and the time on the page. Without this script the forms work by mouse.
 
 const judge = document.getElementById("judge");
 const keys = document.getElementById("keys");
