@@ -1,4 +1,4 @@
-"""Weight-averaged reward models (WARM, Rame et al. 2024, arXiv:2401.12187): many saved reward roles become one.
+"""Sums of saved adapters: the mean of reward roles (WARM, arXiv:2401.12187), and points on a line through two policies.
 
 Works on folders and needs no base model. An adapter is a product B A, and the mean of products is not the product of
 means, so the factors are not averaged: their ranks are put side by side.
@@ -36,35 +36,61 @@ def average_roles(folders: Sequence[Path], out: Path) -> Path:
         raise ModelError("an average needs at least two role folders")
     if out.exists():
         raise ModelError(f"{out}: exists already")
-    configs = [_config(folder) for folder in folders]
     records = [_record(folder) for folder in folders]
-    adapters = [load_file(folder / ADAPTER) for folder in folders]
+    for folder in folders:
+        if not (folder / HEAD).is_file():
+            raise ModelError(f"{folder}: has no {HEAD}; only saved reward roles can be averaged")
     heads = [load_file(folder / HEAD)["weight"] for folder in folders]
-    for folder, adapter, head, record in zip(folders, adapters, heads, records, strict=True):
-        if (record.base_digest, adapter.keys(), head.shape) != (
-                records[0].base_digest, adapters[0].keys(), heads[0].shape):
-            raise ModelError(f"{folder}: has another base, other layers or another head than {folders[0]}")
-    scales = [config["lora_alpha"] / (math.sqrt(config["r"]) if config.get("use_rslora") else config["r"])
-              for config in configs]
+    for folder, head in zip(folders, heads, strict=True):
+        if head.shape != heads[0].shape:
+            raise ModelError(f"{folder}: has another head than {folders[0]}")
+    _write_sum(folders, [1 / len(folders)] * len(folders), out, record=_mean_record(records),
+               head=torch.stack(heads).mean(0))
+    return out
+
+
+def between_roles(parent: Path, child: Path, strength: float, out: Path) -> Path:
+    """Write the policy parent + strength x (child - parent) into the new folder `out`, which is returned.
+
+    0 is the parent, 1 the child; beyond 1 goes on in the same direction. The line is straight in the weights, so also
+    where the child began as a copy of the parent and both its factors have moved. ModelError as for `average_roles`.
+    """
+    if out.exists():
+        raise ModelError(f"{out}: exists already")
+    _write_sum((parent, child), (1 - strength, strength), out, record=_record(parent), head=None)
+    return out
+
+
+def _write_sum(folders: Sequence[Path], shares: Sequence[float], out: Path, *, record: RoleRecord,
+               head: Tensor | None) -> None:
+    """One adapter whose product is the sum of `shares` x products, whole or not at all."""
+    configs = [_config(folder) for folder in folders]
+    adapters = [load_file(folder / ADAPTER) for folder in folders]
+    bases = [_record(folder).base_digest for folder in folders]
+    for folder, adapter, base in zip(folders, adapters, bases, strict=True):
+        if (base, adapter.keys()) != (bases[0], adapters[0].keys()):
+            raise ModelError(f"{folder}: has another base or other layers than {folders[0]}")
+    weights = [share * config["lora_alpha"] / (math.sqrt(config["r"]) if config.get("use_rslora") else config["r"])
+               for share, config in zip(shares, configs, strict=True)]
     rank = sum(config["r"] for config in configs)
     unfinished = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    save_file({name: _beside(name, [adapter[name] for adapter in adapters], scales) for name in adapters[0]},
+    save_file({name: _beside(name, [adapter[name] for adapter in adapters], weights) for name in adapters[0]},
               unfinished / ADAPTER)
-    save_file({"weight": torch.stack(heads).mean(0)}, unfinished / HEAD)
+    if head is not None:
+        save_file({"weight": head}, unfinished / HEAD)
     config = {**configs[0], "r": rank, "lora_alpha": rank, "use_rslora": False}
     (unfinished / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True))
-    (unfinished / RECORD).write_text(json.dumps(asdict(_mean_record(records)), indent=2))
+    (unfinished / RECORD).write_text(json.dumps(asdict(record), indent=2))
     unfinished.rename(out)
-    return out
 
 
-def _beside(name: str, matrices: Sequence[Tensor], scales: Sequence[float]) -> Tensor:
-    """A factors (r, in) one under the other; B factors (out, r), each with its scale / M, next to each other."""
+def _beside(name: str, matrices: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """A factors (r, in) one under the other; B factors (out, r), each times its weight, next to each other."""
     if "lora_A" in name:
         return torch.cat(list(matrices), dim=0)
-    return torch.cat([matrix * (scale / len(matrices)) for matrix, scale in zip(matrices, scales, strict=True)], dim=1)
+    return torch.cat([matrix * weight for matrix, weight in zip(matrices, weights, strict=True)], dim=1)
 
 
 def _mean_record(records: Sequence[RoleRecord]) -> RoleRecord:
@@ -80,13 +106,13 @@ def _mean_record(records: Sequence[RoleRecord]) -> RoleRecord:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    for name in (ADAPTER, ADAPTER_CONFIG, HEAD):
+    for name in (ADAPTER, ADAPTER_CONFIG):
         if not (folder / name).is_file():
-            raise ModelError(f"{folder}: has no {name}; only saved reward roles can be averaged")
+            raise ModelError(f"{folder}: has no {name}; only saved roles can be added up")
     config: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text())
     for feature in NOT_LINEAR:
         if config.get(feature):
-            raise ModelError(f"{folder}: {feature} is set; only plain LoRA adapters can be averaged")
+            raise ModelError(f"{folder}: {feature} is set; only plain LoRA adapters can be added up")
     return config
 
 
