@@ -24,14 +24,14 @@ def dial_result(axis: str, by_strength: Mapping[float, Sequence[Row]], *, margin
     """
     strengths = sorted(by_strength)
     start, end = by_strength[strengths[0]], by_strength[strengths[-1]]
-    steps = [{"from": low, "to": high, "change": change(by_strength[high], by_strength[low], axis)._asdict()}
-             for low, high in pairwise(strengths)]
+    steps = {(low, high): change(by_strength[high], by_strength[low], axis) for low, high in pairwise(strengths)}
     whole = change(end, start, axis)
     others = [bounded(name, by_strength, low=-margin, high=margin) for name, margin in margins.items() if name != axis]
     kept = [bounded(name, by_strength, low=-loss, high=None) for name, loss in losses.items()]
-    rising = all(step["change"]["high"] >= 0 for step in steps)
+    rising = all(step.high >= 0 for step in steps.values())
     return {
-        "axis": axis, "says": AXES[axis].says, "unit": AXES[axis].unit, "steps": steps, "end_to_end": whole._asdict(),
+        "axis": axis, "says": AXES[axis].says, "unit": AXES[axis].unit, "end_to_end": whole._asdict(),
+        "steps": [{"from": low, "to": high, "change": step._asdict()} for (low, high), step in steps.items()],
         "moves": rising and whole.low > 0, "stays": all(row["holds"] for row in others),
         "keeps": all(row["holds"] for row in kept), "bounds": [*others, *kept],
         "strengths": [{"strength": strength,

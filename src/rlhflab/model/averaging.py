@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -36,7 +36,7 @@ def average_roles(folders: Sequence[Path], out: Path) -> Path:
         raise ModelError("an average needs at least two role folders")
     if out.exists():
         raise ModelError(f"{out}: exists already")
-    records = [_record(folder) for folder in folders]
+    stored = _stored(folders)
     for folder in folders:
         if not (folder / HEAD).is_file():
             raise ModelError(f"{folder}: has no {HEAD}; only saved reward roles can be averaged")
@@ -44,9 +44,8 @@ def average_roles(folders: Sequence[Path], out: Path) -> Path:
     for folder, head in zip(folders, heads, strict=True):
         if head.shape != heads[0].shape:
             raise ModelError(f"{folder}: has another head than {folders[0]}")
-    _write_sum(folders, [1 / len(folders)] * len(folders), out, record=_mean_record(records),
-               head=torch.stack(heads).mean(0))
-    return out
+    return _write_sum(stored, [1 / len(folders)] * len(folders), out, head=torch.stack(heads).mean(0),
+                      record=_mean_record([each.record for each in stored]))
 
 
 def between_roles(parent: Path, child: Path, strength: float, out: Path) -> Path:
@@ -57,33 +56,46 @@ def between_roles(parent: Path, child: Path, strength: float, out: Path) -> Path
     """
     if out.exists():
         raise ModelError(f"{out}: exists already")
-    _write_sum((parent, child), (1 - strength, strength), out, record=_record(parent), head=None)
-    return out
+    stored = _stored((parent, child))
+    return _write_sum(stored, (1 - strength, strength), out, record=stored[0].record)
 
 
-def _write_sum(folders: Sequence[Path], shares: Sequence[float], out: Path, *, record: RoleRecord,
-               head: Tensor | None) -> None:
-    """One adapter whose product is the sum of `shares` x products, whole or not at all."""
-    configs = [_config(folder) for folder in folders]
-    adapters = [load_file(folder / ADAPTER) for folder in folders]
-    bases = [_record(folder).base_digest for folder in folders]
-    for folder, adapter, base in zip(folders, adapters, bases, strict=True):
-        if (base, adapter.keys()) != (bases[0], adapters[0].keys()):
+class _Stored(NamedTuple):
+    """A saved role without its head."""
+
+    config: dict[str, Any]
+    record: RoleRecord
+    adapter: dict[str, Tensor]
+
+
+def _stored(folders: Sequence[Path]) -> list[_Stored]:
+    """The roles in `folders`, which are of one base and adapt the same layers, else ModelError."""
+    found = [_Stored(_config(folder), _record(folder), load_file(folder / ADAPTER)) for folder in folders]
+    for folder, each in zip(folders, found, strict=True):
+        if (each.record.base_digest, each.adapter.keys()) != (found[0].record.base_digest, found[0].adapter.keys()):
             raise ModelError(f"{folder}: has another base or other layers than {folders[0]}")
-    weights = [share * config["lora_alpha"] / (math.sqrt(config["r"]) if config.get("use_rslora") else config["r"])
-               for share, config in zip(shares, configs, strict=True)]
-    rank = sum(config["r"] for config in configs)
+    return found
+
+
+def _write_sum(roles: Sequence[_Stored], shares: Sequence[float], out: Path, *, record: RoleRecord,
+               head: Tensor | None = None) -> Path:
+    """One adapter whose product is the sum of `shares` x products, whole or not at all."""
+    weights = [share * role.config["lora_alpha"] / (
+        math.sqrt(role.config["r"]) if role.config.get("use_rslora") else role.config["r"])
+        for share, role in zip(shares, roles, strict=True)]
+    rank = sum(role.config["r"] for role in roles)
     unfinished = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    save_file({name: _beside(name, [adapter[name] for adapter in adapters], weights) for name in adapters[0]},
+    save_file({name: _beside(name, [role.adapter[name] for role in roles], weights) for name in roles[0].adapter},
               unfinished / ADAPTER)
     if head is not None:
         save_file({"weight": head}, unfinished / HEAD)
-    config = {**configs[0], "r": rank, "lora_alpha": rank, "use_rslora": False}
+    config = {**roles[0].config, "r": rank, "lora_alpha": rank, "use_rslora": False}
     (unfinished / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True))
     (unfinished / RECORD).write_text(json.dumps(asdict(record), indent=2))
     unfinished.rename(out)
+    return out
 
 
 def _beside(name: str, matrices: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

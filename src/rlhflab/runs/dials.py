@@ -87,8 +87,8 @@ def run_dials(*, model: str, seed: int, axes: Sequence[str], start: Path | None,
     protocol = read_protocol(quick=quick, changes=changes)
     model_folder(model)  # a missing model is said before a folder is made
     folder = RunFolder.create(out) if out is not None else RunFolder.named(KIND)
-    settings = {"model": model, "seed": seed, "axes": list(axes) or list(AXES), "device": device, "quick": quick,
-                "start": None if start is None else str(start)}
+    settings: dict[str, Any] = {"model": model, "seed": seed, "axes": list(axes) or list(AXES), "device": device,
+                                "quick": quick, "start": None if start is None else str(start)}
     folder.write_yaml("config.yaml", {"kind": KIND, **settings, "protocol": protocol.model_dump(mode="json")})
     return _run(DialsRun(folder, protocol, progress, **settings))
 
