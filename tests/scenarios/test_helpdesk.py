@@ -17,7 +17,8 @@ from rlhflab.scenarios.answers import in_demand
 from rlhflab.scenarios.base import Split
 from rlhflab.scenarios.gold import check, contains, count_words, distractor, normalised
 from rlhflab.scenarios.note_scenario import NoteScenario
-from rlhflab.scenarios.notes import DEMANDS, owned
+from rlhflab.scenarios.notes import DEMANDS
+from rlhflab.scenarios.splits import owned
 
 SPLITS = get_args(Split)
 HELPDESK = scenario("helpdesk")
