@@ -69,8 +69,8 @@ def experiment_command(name: Literal["reward-hacking"], /, *, model: str = DEFAU
                  "overrides": ("--examples", "16", "--steps", "2", "--batch", "4")}
         asked: dict[str, Any] = {"steps": 2, "evaluation_prompts": 8, **small} if quick else {
             "steps": steps, "evaluation_prompts": evaluation_prompts}
-        protocol = Protocol(model=model, scenario=scenario, arms=tuple(arms or ARMS), seeds=tuple(seeds or (0, 1, 2)), dose=dose,
-                            method=method, **asked)
+        protocol = Protocol(model=model, scenario=scenario, arms=tuple(arms or ARMS), seeds=tuple(seeds or (0, 1, 2)),
+                            dose=dose, method=method, **asked)
         folder = quietly(lambda: run_hacking(protocol, start=start, pool_prompts=12 if quick else pool_prompts,
                                               out=out, progress=Progress(), jobs=jobs))
     finish(folder, as_json, next_step=f"open {folder / 'report.html'} in a browser")

@@ -60,13 +60,15 @@ def written(prompt: Prompt, style: Style, random: Random) -> str:
     facts = prompt.facts
     known = bool(facts["answerable"])
     words = {"v": facts["right"], "e": facts["entity"]}
+    # Drawn in an order in which no end changes what is drawn for the other axes: pairs differ in one place alone.
+    close = random.choice(WARM if style.tone else CURT)
+    more = random.sample(_FULL if known else _FULL_UNSURE, FULL_SENTENCES)
     if style.clarity:
         head = f"{facts['sentence'] if known else ABSTENTION} {random.choice(_SURE if known else _UNSURE)}"
     else:
         head = random.choice(_ROUNDABOUT if known else _ROUNDABOUT_UNSURE).format(**words)
-    more = random.sample(_FULL if known else _FULL_UNSURE, FULL_SENTENCES) if style.verbosity else []
-    close = random.choice(WARM if style.tone else CURT)
-    return in_demand(" ".join((head, *(each.format(**words) for each in more), close)), facts["demand"])
+    parts = (head, *(each.format(**words) for each in more if style.verbosity), close)
+    return in_demand(" ".join(parts), facts["demand"])
 
 
 def without_limit(prompt: Prompt) -> Prompt:
