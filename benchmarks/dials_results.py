@@ -43,8 +43,8 @@ def sections(found: Mapping[str, Any], made: Mapping[str, Any]) -> Iterator[str]
     names = [*asked["margins"], *asked["losses"]]
     versions = ", ".join(f"{name} {made['versions'][name]}" for name in ("torch", "transformers", "peft"))
     yield (f"{made['started'][:10]}, {made['machine']}, commit {made['commit']}, {versions}. {found['model']}, "
-           f"scenario {found['scenario']}, seed {found['seed']}; {asked['pairs']} pairs an axis; {asked['evaluation_prompts']} "
-           f"prompts x {asked['evaluation_samples']} samples at every strength.")
+           f"scenario {found['scenario']}, seed {found['seed']}; {asked['pairs']} pairs an axis; "
+           f"{asked['evaluation_prompts']} prompts x {asked['evaluation_samples']} samples at every strength.")
     if found["quick"]:
         yield "A quick pass through every part. Its numbers say nothing."
     yield "### Criteria\n\n" + table(["dial", "moves its axis one way", "other axes stay", "nothing lost", "bounds"], [
