@@ -12,7 +12,8 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from registry_folders import adapter_folder, registry_of
 from report_folders import write_demo, write_run
 from rlhflab.app.desk import desk_app
-from rlhflab.app.server import Access, api_refusal
+from rlhflab.app.gate import Gate, Keys
+from rlhflab.app.server import Access, reader_of
 from rlhflab.registry.records import HEAD, Adapter, BaseFacts, Provenance
 from rlhflab.registry.sources import look_at
 from rlhflab.registry.store import Registry
@@ -122,10 +123,9 @@ class FakeApi:
         self.bodies: list[dict[str, Any]] = []
         self.app = FastAPI()
 
-        @self.app.middleware("http")
-        async def guarded(request: Request, go_on: Any) -> Response:
-            refused = api_refusal(request, access, cookie=cookie) if request.url.path.startswith("/v1/") else None
-            return await go_on(request) if refused is None else error(*refused)
+        self.app.add_middleware(
+            Gate, keys=Keys.of(token=None if access.only else access.secret.decode(), file=None, host="127.0.0.1"),
+            largest=2**20, rate=None, reader=lambda request: reader_of(request, access, cookie=cookie))
 
         @self.app.get("/v1/models")
         def models() -> dict[str, Any]:

@@ -11,7 +11,7 @@ import uvicorn
 
 from conftest import moved_role
 from rlhflab.app.gate import Keys
-from rlhflab.app.server import address, bind
+from rlhflab.app.server import Access, address, bind
 from rlhflab.commands.serve import make_service, serving_app
 from rlhflab.model.shared import SharedModel
 from rlhflab.progress import Progress
@@ -56,8 +56,9 @@ def running(service: BatchingService, *, keys: Keys = OPEN, rate: int | None = N
             largest: int = 2**16) -> Iterator[str]:
     """The address of a server, up to and with /v1, while it answers."""
     bound = bind("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(serving_app(service, keys=keys, rate=rate, largest=largest),
-                                           log_level="critical", timeout_graceful_shutdown=5))
+    server = uvicorn.Server(uvicorn.Config(serving_app(
+        service, keys=keys, rate=rate, largest=largest, access=Access.of(("desk",), token="a" * 24, host="127.0.0.1"),
+        registry=None, runs=None), log_level="critical", timeout_graceful_shutdown=5))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     service.start()
     thread.start()

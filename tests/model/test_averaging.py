@@ -13,7 +13,7 @@ from rlhflab.cli import main
 from rlhflab.config import Lora
 from rlhflab.core.batch import pack
 from rlhflab.errors import ModelError
-from rlhflab.model.averaging import average_roles
+from rlhflab.model.averaging import average_roles, between_roles
 from rlhflab.model.shared import ADAPTER, ADAPTER_CONFIG, HEAD, SharedModel
 
 
@@ -115,3 +115,28 @@ def test_the_command(folders: list[Path], tmp_path: Path, capsys: pytest.Capture
     assert f"Wrote {out}" in capsys.readouterr().out
     assert main(["average-roles", *map(str, folders), "--out", str(out)]) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+def test_a_point_between_two_policies_has_the_products_of_both_by_its_strength(llama: SharedModel,
+                                                                              tmp_path: Path) -> None:
+    weights = {}
+    for seed, name in enumerate(("parent", "child"), start=1):
+        moved_role(llama, name, seed=seed)
+        llama.save_role(name, tmp_path / name)
+        weights[name] = llama.merged_weights(name)
+    for strength in (0.0, 0.25, 1.0, 1.25):
+        folder = between_roles(tmp_path / "parent", tmp_path / "child", strength, tmp_path / f"at-{strength}")
+        llama.load_role("turned", folder)
+        for name, weight in llama.merged_weights("turned").items():
+            parent, child = weights["parent"][name], weights["child"][name]
+            torch.testing.assert_close(weight, parent + strength * (child - parent), rtol=1e-4, atol=1e-5)
+        llama.drop_role("turned")
+
+
+def test_a_point_between_adapters_of_different_bases_is_refused(llama: SharedModel, tmp_path: Path) -> None:
+    for model, name in ((llama, "llama"), (SharedModel.load("tiny-qwen", dtype="float32", device="cpu"), "qwen")):
+        moved_role(model, "policy")
+        model.save_role("policy", tmp_path / name)
+    with pytest.raises(ModelError, match="has another base"):
+        between_roles(tmp_path / "llama", tmp_path / "qwen", 0.5, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -25,8 +25,8 @@ MEASURES = {"gold", "right", "abstention_recall", "over_refusal", "confident_wro
 
 
 def quick(out: Path | None, **options: Any) -> Path:
-    return run_demo(**{"model": "tiny-llama", "seed": 0, "out": out, "resume": None, "quick": True,
-                       "progress": Progress(), **options})
+    return run_demo(**{"model": "tiny-llama", "scenario": "helpdesk", "seed": 0, "out": out, "resume": None,
+                       "quick": True, "progress": Progress(), **options})
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -9,7 +9,7 @@ import pytest
 from rlhflab.data.types import Comparison
 from rlhflab.scenarios import scenario
 from rlhflab.scenarios.annotators import CALIBRATED, Annotator, calibrate, judgment, utility
-from rlhflab.scenarios.answers import ABSTENTION, in_demand
+from rlhflab.scenarios.answers import ABSTENTION, in_demand, like_after_sft
 from rlhflab.scenarios.gold import check
 
 HELPDESK = scenario("helpdesk")
@@ -22,7 +22,7 @@ def card():
 
 @cache
 def measured(dose):
-    return calibrate(CALIBRATED, HELPDESK.prompts("rl", 2000, seed=5), dose=dose)
+    return calibrate(CALIBRATED, HELPDESK.prompts("rl", 2000, seed=5), check=check, sample=like_after_sft, dose=dose)
 
 
 def share_of_first(first, second, prompts, dose, annotator=CALIBRATED):
@@ -33,7 +33,7 @@ def share_of_first(first, second, prompts, dose, annotator=CALIBRATED):
         one, two = first(prompt.facts), second(prompt.facts)
         swap = index % 2 == 1
         pair = Comparison(prompt=prompt, a=two if swap else one, b=one if swap else two)
-        wins += judgment(annotator, pair, random=random, dose=dose).verdict == ("b" if swap else "a")
+        wins += judgment(annotator, pair, check=check, random=random, dose=dose).verdict == ("b" if swap else "a")
     return wins / len(prompts)
 
 
@@ -112,7 +112,7 @@ def test_length_stops_paying_at_the_cap():
     for extra in (10, 40, 60):
         answer = prompt.facts["sentence"] + " yes" * extra
         gold = check(prompt.facts, answer)
-        values.append(utility(CALIBRATED, prompt.facts, answer, gold, checked=True, dose=1.0))
+        values.append(utility(CALIBRATED, gold, checked=True, dose=1.0))
     assert values[0] < values[1] == values[2]
 
 
@@ -124,9 +124,8 @@ def test_an_empty_answer_loses_even_against_a_wrong_one():
 def test_the_order_in_which_answers_are_shown_does_not_matter():
     prompts = answerable()
     random = Random(3)
-    first = sum(
-        judgment(CALIBRATED, Comparison(prompt=p, a=plain(p.facts), b=plain(p.facts)), random=random).verdict == "a"
-        for p in prompts)
+    pairs = [Comparison(prompt=p, a=plain(p.facts), b=plain(p.facts)) for p in prompts]
+    first = sum(judgment(CALIBRATED, pair, check=check, random=random).verdict == "a" for pair in pairs)
     assert abs(first / len(prompts) - 0.5) < 0.065  # three standard errors of 600 pairs
 
 
@@ -144,5 +143,5 @@ def test_the_card_publishes_every_parameter_with_its_value(name):
 
 
 def test_the_card_states_the_agreement_it_measured():
-    found = calibrate(CALIBRATED, HELPDESK.prompts("rl", 400, seed=1), dose=1.0)
+    found = calibrate(CALIBRATED, HELPDESK.prompts("rl", 400, seed=1), check=check, sample=like_after_sft, dose=1.0)
     assert f"| 1 | {found.agreement:.2f} (" in card()

@@ -17,7 +17,8 @@ from rlhflab.scenarios.answers import in_demand
 from rlhflab.scenarios.base import Split
 from rlhflab.scenarios.gold import check, contains, count_words, distractor, normalised
 from rlhflab.scenarios.note_scenario import NoteScenario
-from rlhflab.scenarios.notes import DEMANDS, owned
+from rlhflab.scenarios.notes import DEMANDS
+from rlhflab.scenarios.splits import owned
 
 SPLITS = get_args(Split)
 HELPDESK = scenario("helpdesk")
@@ -77,10 +78,12 @@ def test_a_smaller_number_of_prompts_is_a_prefix_of_a_larger_one():
     assert HELPDESK.prompts("rl", 30, seed=4) == HELPDESK.prompts("rl", 90, seed=4)[:30]
 
 
-def test_every_other_prompt_to_compare_is_open_and_a_smaller_number_is_a_prefix():
-    prompts = HELPDESK.comparison_prompts(31, seed=4)
+@pytest.mark.parametrize("name", ["helpdesk", "release_notes", "devtools"])
+def test_every_other_prompt_to_compare_is_open_and_a_smaller_number_is_a_prefix(name):
+    task = scenario(name)
+    prompts = task.comparison_prompts(31, seed=4)
     assert [p.facts["answerable"] for p in prompts] == [False, True] * 15 + [False]
-    assert prompts == HELPDESK.comparison_prompts(90, seed=4)[:31]
+    assert prompts == task.comparison_prompts(90, seed=4)[:31]
     assert len({p.id for p in prompts}) == 31 and all(p.facts["split"] == "rl" for p in prompts)
 
 

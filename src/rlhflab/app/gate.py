@@ -106,9 +106,10 @@ class Rate:
 class Gate:
     """Middleware: lets a request to the API through, or refuses it in OpenAI's form. Other paths it leaves alone."""
 
-    def __init__(self, app: Any, *, keys: Keys, largest: int, rate: Rate | None) -> None:
-        """`largest`: bytes of a body."""
-        self.app, self.keys, self.largest, self.rate = app, keys, largest, rate
+    def __init__(self, app: Any, *, keys: Keys, largest: int, rate: Rate | None,
+                 reader: Callable[[Request], str | None] = lambda request: None) -> None:
+        """`largest`: bytes of a body. `reader`: who sent it from a page of this server, and needs no key."""
+        self.app, self.keys, self.largest, self.rate, self.reader = app, keys, largest, rate, reader
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or answer it."""
@@ -155,7 +156,7 @@ class Gate:
         if not self.keys.digests:
             return "everybody here"
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        return self.keys.holder(key.strip()) if scheme.lower() == "bearer" else None
+        return self.keys.holder(key.strip()) if scheme.lower() == "bearer" else self.reader(request)
 
 
 def _to_the_end(receive: Receive, most: int) -> Receive:

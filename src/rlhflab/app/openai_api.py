@@ -154,14 +154,17 @@ class CompletionBody(Body):
                             top_logprobs=self.logprobs)
 
 
-def serving_app(service: Service, *, keys: Keys, rate: int | None = None, largest: int = LARGEST_BODY) -> FastAPI:
-    """The API behind its gate. Routers of pages may be added; their paths are not under /v1, and their guard is their
-    own.
+def serving_app(service: Service, *, keys: Keys, rate: int | None = None, largest: int = LARGEST_BODY,
+                reader: Callable[[Request], str | None] = lambda request: None) -> FastAPI:
+    """The API behind its gate. Pages may be mounted beside it; their guard is their own.
+
+    `reader`: who sent a request from a page of this server, and needs no key.
     """
     # No generated documentation: its pages load scripts from elsewhere.
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.include_router(router(service))
-    app.add_middleware(Gate, keys=keys, largest=largest, rate=None if rate is None else Rate(a_minute=rate))
+    app.add_middleware(Gate, keys=keys, largest=largest, rate=None if rate is None else Rate(a_minute=rate),
+                       reader=reader)
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(StarletteError, _http_error)
     app.add_exception_handler(Exception, _unexpected)

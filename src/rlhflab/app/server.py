@@ -170,25 +170,11 @@ def from_own_page(request: Request) -> bool:
         request.headers.get("sec-fetch-site", "same-origin") == "same-origin"
 
 
-def api_refusal(request: Request, access: Access, *, cookie: str) -> tuple[int, str] | None:
-    """(status, why) of a request to an API beside the pages that is refused; None where it may go on.
-
-    It has the token as its bearer key, as programs do, or comes from a page of this server whose reader has entered.
-    Without a token it comes from this machine, and from no page of another server.
-    """
-    if foreign_host(request, access):
-        return 421, "This server is reached by 127.0.0.1 or localhost only."
+def reader_of(request: Request, access: Access, *, cookie: str) -> str | None:
+    """The reader of a page of this server that sent the request to an API beside it; None where no such page did."""
     own = from_own_page(request) or (request.method in ("GET", "HEAD") and
                                      request.headers.get("sec-fetch-site") == "same-origin")
-    if access.only is not None:
-        browser = "origin" in request.headers or request.headers.get("sec-fetch-site", "none") != "none"
-        return (403, "This request was sent by a page of another server.") if browser and not own else None
-    scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and hmac.compare_digest(key.strip().encode("utf-8", "replace"), access.secret):
-        return None
-    if own and access.person_of(request, cookie) is not None:
-        return None
-    return 401, "The token of this server is needed, as the bearer key of the request."
+    return access.person_of(request, cookie) if own else None
 
 
 class Guard:

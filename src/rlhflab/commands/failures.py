@@ -23,7 +23,7 @@ from rlhflab.commands.shared import (
 from rlhflab.errors import ConfigError, DataError
 
 
-def experiment_command(name: Literal["reward-hacking"], /, *, model: str = DEFAULT_MODEL,
+def experiment_command(name: Literal["reward-hacking"], /, *, model: str = DEFAULT_MODEL, scenario: str = "helpdesk",
                        arms: Annotated[list[str] | None, SEVERAL] = None,
                        seeds: Annotated[list[Seed] | None, SEVERAL] = None, dose: float = 1.0,
                        steps: Count = 24, method: Literal["rloo", "ppo"] = "rloo", start: Path | None = None,
@@ -37,6 +37,7 @@ def experiment_command(name: Literal["reward-hacking"], /, *, model: str = DEFAU
     Args:
         name: reward-hacking.
         model: A name of `rlhflab models`, a hub id, or a local transformers folder.
+        scenario: A name of `rlhflab list scenarios` that makes and checks the data.
         arms: Ways to get a reward, such as hack targeted random unbiased; all of them where absent.
         seeds: Of everything after the start; 0 1 2 where absent.
         dose: Of the annotators' bias: 0 for none, 1 as calibrated.
@@ -70,8 +71,8 @@ def experiment_command(name: Literal["reward-hacking"], /, *, model: str = DEFAU
                  "overrides": ("--examples", "16", "--steps", "2", "--batch", "4")}
         asked: dict[str, Any] = {"steps": 2, "evaluation_prompts": 8, **small} if quick else {
             "steps": steps, "evaluation_prompts": evaluation_prompts}
-        protocol = Protocol(model=model, arms=tuple(arms or ARMS), seeds=tuple(seeds or (0, 1, 2)), dose=dose,
-                            method=method, **asked)
+        protocol = Protocol(model=model, scenario=scenario, arms=tuple(arms or ARMS), seeds=tuple(seeds or (0, 1, 2)),
+                            dose=dose, method=method, **asked)
         folder = quietly(lambda: run_hacking(protocol, start=start, pool_prompts=12 if quick else pool_prompts,
                                               out=out, progress=Progress(), jobs=jobs))
     finish(folder, as_json, next_step=f"open {folder / 'report.html'} in a browser")

@@ -1,5 +1,6 @@
 """The command serve."""
 
+import secrets
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -16,17 +17,22 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from rlhflab.app.gate import Keys
+    from rlhflab.app.server import Access
     from rlhflab.runs.serving import BatchingService, Limits
+
+READER = "desk"
+"""Who reads the pages. There is one; keys of programs have names."""
+COOKIE = "rlhflab_desk"
 
 
 def serve_command(*, model: str = DEFAULT_MODEL, registry: Annotated[Path | None, Parameter(
-                  env_var="RLHFLAB_REGISTRY")] = None, adapter: list[str] | None = None, host: str = "127.0.0.1",
-                  port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535))] = 8000,
+                  env_var="RLHFLAB_REGISTRY")] = None, runs: Path | None = None, adapter: list[str] | None = None,
+                  host: str = "127.0.0.1", port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535))] = 8000,
                   token: Annotated[str | None, Parameter(env_var="RLHFLAB_TOKEN")] = None, api_keys: Path | None = None,
                   max_body: Count = 2**20, rate: Count | None = None, log_requests: Path | None = None,
                   max_new_tokens: Count = 512, context: Count = 2048, rows: Count = 16, queue: Count = 64,
                   dtype: str = "auto", device: str = "auto") -> None:
-    """Answer OpenAI's chat completions, completions and models, with streaming, on one base and many adapters.
+    """Answer OpenAI's chat completions, completions and models on one base and many adapters, with pages beside it.
 
     A model is the base, an adapter of the registry, NAME of a folder, or DEPLOYMENT@active, which follows the
     registry's pointer without a restart. Requests of different adapters are written in one batch. Beside OpenAI's keys
@@ -36,6 +42,7 @@ def serve_command(*, model: str = DEFAULT_MODEL, registry: Annotated[Path | None
     Args:
         model: The base: a name of `rlhflab models`, a hub id, or a local transformers folder.
         registry: The folder of a registry whose adapters on this base are served.
+        runs: A folder of run folders, which the pages show with their reports and the verdicts of the gate.
         adapter: NAME=FOLDER of an adapter; again for another one.
         host: The address to listen on; other machines reach 0.0.0.0, which needs keys.
         port: The port to listen on; 0 for any that is free.
@@ -54,10 +61,12 @@ def serve_command(*, model: str = DEFAULT_MODEL, registry: Annotated[Path | None
     """
     _need_app()
     from rlhflab.app.gate import Keys
-    from rlhflab.app.server import address, bind, serve
+    from rlhflab.app.server import Access, address, bind, serve
     from rlhflab.runs.serving import Limits
 
     keys = Keys.of(token=token, file=api_keys, host=host)
+    # With keys of programs alone, the pages get a secret of their own for as long as the server runs.
+    access = Access.of((READER,), token=token or (secrets.token_urlsafe(24) if keys.digests else None), host=host)
     folders = folders_of(adapter or ())
     bound = bind(host, port)  # before minutes of loading, and before a log is begun
     try:
@@ -66,12 +75,13 @@ def serve_command(*, model: str = DEFAULT_MODEL, registry: Annotated[Path | None
     except BaseException:
         bound.close()
         raise
-    app = serving_app(service, keys=keys, rate=rate, largest=max_body)
+    app = serving_app(service, keys=keys, rate=rate, largest=max_body, access=access, registry=registry, runs=runs)
     service.start()
     names = ", ".join(each.name for each in service.models())
     print(f"{address(bound)}/v1 answers as {names}. "
           f"{'A key is needed' if keys.digests else 'Only this machine can ask'}"
-          f"{f'; requests go to {log_requests}' if log_requests else ''}. Ctrl-C ends it.")
+          f"{f'; requests go to {log_requests}' if log_requests else ''}. Ctrl-C ends it.\n"
+          f"Pages, with a chat: {access.link(address(bound), READER)}")
     sys.stdout.flush()
     try:
         serve(app, bound)
@@ -81,11 +91,17 @@ def serve_command(*, model: str = DEFAULT_MODEL, registry: Annotated[Path | None
         print(f"Next: rlhflab drift BASELINE {log_requests}")
 
 
-def serving_app(service: "BatchingService", *, keys: "Keys", rate: int | None, largest: int) -> "FastAPI":
-    """All that the server shows, as one app: the API, and whatever pages are added to it here."""
+def serving_app(service: "BatchingService", *, keys: "Keys", rate: int | None, largest: int, access: "Access",
+                registry: Path | None, runs: Path | None) -> "FastAPI":
+    """All that the server shows, as one app: the API, and the desk beside it."""
+    from rlhflab.app.desk import desk_app
     from rlhflab.app.openai_api import serving_app as api
+    from rlhflab.app.server import reader_of
 
-    return api(service, keys=keys, rate=rate, largest=largest)
+    app = api(service, keys=keys, rate=rate, largest=largest,
+              reader=lambda request: reader_of(request, access, cookie=COOKIE))
+    app.mount("/", desk_app(access, registry=registry, runs=runs, cookie=COOKIE))
+    return app
 
 
 def make_service(model: str, *, registry: Path | None, folders: dict[str, Path], log: Path | None, limits: "Limits",

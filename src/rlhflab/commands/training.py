@@ -23,14 +23,15 @@ from rlhflab.commands.shared import (
 from rlhflab.errors import ConfigError
 
 
-def demo_command(*, model: str = DEFAULT_MODEL, seed: Seed = 0, out: Path | None = None, resume: Path | None = None,
-                 quick: bool = False, as_json: Json = False) -> None:
-    """Run the whole story on the embedded scenario, from preference data to a report.
+def demo_command(*, model: str = DEFAULT_MODEL, scenario: str = "helpdesk", seed: Seed = 0, out: Path | None = None,
+                 resume: Path | None = None, quick: bool = False, as_json: Json = False) -> None:
+    """Run the whole story on an embedded scenario, from preference data to a report.
 
     SFT, a reward model, DPO and PPO, each measured before and after.
 
     Args:
         model: A name of `rlhflab models`, a hub id, or a local transformers folder.
+        scenario: A name of `rlhflab list scenarios` that makes and checks the data.
         seed: Of data, sampling and training.
         out: The new folder; under runs/ where absent.
         resume: A folder of a demo that was stopped: goes on after its last finished part.
@@ -42,8 +43,8 @@ def demo_command(*, model: str = DEFAULT_MODEL, seed: Seed = 0, out: Path | None
 
     if out is not None and resume is not None:
         raise ConfigError("--out and --resume: a demo is new or goes on, so give one of them")
-    folder = quietly(lambda: run_demo(model=model, seed=seed, out=out, resume=resume, quick=quick,
-                                       progress=Progress()))
+    folder = quietly(lambda: run_demo(model=model, scenario=scenario, seed=seed, out=out, resume=resume,
+                                       quick=quick, progress=Progress()))
     finish(folder, as_json, next_step=f"open {folder / 'report.html'} in a browser")
 
 

@@ -1,4 +1,4 @@
-"""Weight-averaged reward models (WARM, Rame et al. 2024, arXiv:2401.12187): many saved reward roles become one.
+"""Sums of saved adapters: the mean of reward roles (WARM, arXiv:2401.12187), and points on a line through two policies.
 
 Works on folders and needs no base model. An adapter is a product B A, and the mean of products is not the product of
 means, so the factors are not averaged: their ranks are put side by side.
@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -36,35 +36,73 @@ def average_roles(folders: Sequence[Path], out: Path) -> Path:
         raise ModelError("an average needs at least two role folders")
     if out.exists():
         raise ModelError(f"{out}: exists already")
-    configs = [_config(folder) for folder in folders]
-    records = [_record(folder) for folder in folders]
-    adapters = [load_file(folder / ADAPTER) for folder in folders]
+    stored = _stored(folders)
+    for folder in folders:
+        if not (folder / HEAD).is_file():
+            raise ModelError(f"{folder}: has no {HEAD}; only saved reward roles can be averaged")
     heads = [load_file(folder / HEAD)["weight"] for folder in folders]
-    for folder, adapter, head, record in zip(folders, adapters, heads, records, strict=True):
-        if (record.base_digest, adapter.keys(), head.shape) != (
-                records[0].base_digest, adapters[0].keys(), heads[0].shape):
-            raise ModelError(f"{folder}: has another base, other layers or another head than {folders[0]}")
-    scales = [config["lora_alpha"] / (math.sqrt(config["r"]) if config.get("use_rslora") else config["r"])
-              for config in configs]
-    rank = sum(config["r"] for config in configs)
+    for folder, head in zip(folders, heads, strict=True):
+        if head.shape != heads[0].shape:
+            raise ModelError(f"{folder}: has another head than {folders[0]}")
+    return _write_sum(stored, [1 / len(folders)] * len(folders), out, head=torch.stack(heads).mean(0),
+                      record=_mean_record([each.record for each in stored]))
+
+
+def between_roles(parent: Path, child: Path, strength: float, out: Path) -> Path:
+    """Write the policy parent + strength x (child - parent) into the new folder `out`, which is returned.
+
+    0 is the parent, 1 the child; beyond 1 goes on in the same direction. The line is straight in the weights, so also
+    where the child began as a copy of the parent and both its factors have moved. ModelError as for `average_roles`.
+    """
+    if out.exists():
+        raise ModelError(f"{out}: exists already")
+    stored = _stored((parent, child))
+    return _write_sum(stored, (1 - strength, strength), out, record=stored[0].record)
+
+
+class _Stored(NamedTuple):
+    """A saved role without its head."""
+
+    config: dict[str, Any]
+    record: RoleRecord
+    adapter: dict[str, Tensor]
+
+
+def _stored(folders: Sequence[Path]) -> list[_Stored]:
+    """The roles in `folders`, which are of one base and adapt the same layers, else ModelError."""
+    found = [_Stored(_config(folder), _record(folder), load_file(folder / ADAPTER)) for folder in folders]
+    for folder, each in zip(folders, found, strict=True):
+        if (each.record.base_digest, each.adapter.keys()) != (found[0].record.base_digest, found[0].adapter.keys()):
+            raise ModelError(f"{folder}: has another base or other layers than {folders[0]}")
+    return found
+
+
+def _write_sum(roles: Sequence[_Stored], shares: Sequence[float], out: Path, *, record: RoleRecord,
+               head: Tensor | None = None) -> Path:
+    """One adapter whose product is the sum of `shares` x products, whole or not at all."""
+    weights = [share * role.config["lora_alpha"] / (
+        math.sqrt(role.config["r"]) if role.config.get("use_rslora") else role.config["r"])
+        for share, role in zip(shares, roles, strict=True)]
+    rank = sum(role.config["r"] for role in roles)
     unfinished = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    save_file({name: _beside(name, [adapter[name] for adapter in adapters], scales) for name in adapters[0]},
+    save_file({name: _beside(name, [role.adapter[name] for role in roles], weights) for name in roles[0].adapter},
               unfinished / ADAPTER)
-    save_file({"weight": torch.stack(heads).mean(0)}, unfinished / HEAD)
-    config = {**configs[0], "r": rank, "lora_alpha": rank, "use_rslora": False}
+    if head is not None:
+        save_file({"weight": head}, unfinished / HEAD)
+    config = {**roles[0].config, "r": rank, "lora_alpha": rank, "use_rslora": False}
     (unfinished / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True))
-    (unfinished / RECORD).write_text(json.dumps(asdict(_mean_record(records)), indent=2))
+    (unfinished / RECORD).write_text(json.dumps(asdict(record), indent=2))
     unfinished.rename(out)
     return out
 
 
-def _beside(name: str, matrices: Sequence[Tensor], scales: Sequence[float]) -> Tensor:
-    """A factors (r, in) one under the other; B factors (out, r), each with its scale / M, next to each other."""
+def _beside(name: str, matrices: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """A factors (r, in) one under the other; B factors (out, r), each times its weight, next to each other."""
     if "lora_A" in name:
         return torch.cat(list(matrices), dim=0)
-    return torch.cat([matrix * (scale / len(matrices)) for matrix, scale in zip(matrices, scales, strict=True)], dim=1)
+    return torch.cat([matrix * weight for matrix, weight in zip(matrices, weights, strict=True)], dim=1)
 
 
 def _mean_record(records: Sequence[RoleRecord]) -> RoleRecord:
@@ -80,13 +118,13 @@ def _mean_record(records: Sequence[RoleRecord]) -> RoleRecord:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    for name in (ADAPTER, ADAPTER_CONFIG, HEAD):
+    for name in (ADAPTER, ADAPTER_CONFIG):
         if not (folder / name).is_file():
-            raise ModelError(f"{folder}: has no {name}; only saved reward roles can be averaged")
+            raise ModelError(f"{folder}: has no {name}; only saved roles can be added up")
     config: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text())
     for feature in NOT_LINEAR:
         if config.get(feature):
-            raise ModelError(f"{folder}: {feature} is set; only plain LoRA adapters can be averaged")
+            raise ModelError(f"{folder}: {feature} is set; only plain LoRA adapters can be added up")
     return config
 
 

@@ -38,7 +38,6 @@ from rlhflab.scenarios.base import Scenario
 from rlhflab.suites import read_policy
 
 POLICIES = ("base", "sft", "dpo", "ppo")
-SCENARIO = "helpdesk"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +64,10 @@ QUICK = Size(evaluation_prompts=8, evaluation_samples=1, comparison_prompts=12, 
              overrides=("--examples", "16", "--steps", "2", "--batch", "4", "--checkpoint_every", "1"))
 
 
-def run_demo(*, model: str, seed: int, out: Path | None, resume: Path | None, quick: bool, progress: Progress) -> Path:
+def run_demo(*, model: str, scenario: str, seed: int, out: Path | None, resume: Path | None, quick: bool,
+             progress: Progress) -> Path:
     """Run every stage that has not run yet. Returns the demo's folder."""
+    scenario_named(scenario)  # a missing one is said before a folder is made
     if resume is None and out is None:
         resume = _offer_to_resume(Path("runs"), progress)
     if resume is not None:
@@ -74,7 +75,7 @@ def run_demo(*, model: str, seed: int, out: Path | None, resume: Path | None, qu
     else:
         model_folder(model)  # a missing model is said before a folder is made
         folder = RunFolder.create(out) if out is not None else RunFolder.named("demo")
-        settings = {"model": model, "seed": seed, "quick": quick, "scenario": SCENARIO}
+        settings = {"model": model, "seed": seed, "quick": quick, "scenario": scenario}
         folder.write_yaml("config.yaml", {"kind": "demo", **settings})
     progress.say(f"Writing to {folder.path}")
     record = Record(folder, "demo")
@@ -292,8 +293,9 @@ class Demo:
 
     def _recipe(self, kind: str, *overrides: str) -> Run:
         """The recipe of `kind` on this demo's model, seed and SFT policy; the last of two equal flags counts."""
-        flags = ["--model", self.model_name, "--seed", str(self.seed), "--gold", self.task.name,
-                 *self.size.overrides, *(() if kind == "sft" else ("--start", self._path("sft/roles/policy")))]
+        flags = ["--model", self.model_name, "--seed", str(self.seed), "--data", self.task.name,
+                 "--gold", self.task.name, *self.size.overrides,
+                 *(() if kind == "sft" else ("--start", self._path("sft/roles/policy")))]
         return read_run(kind, recipe(kind), [*flags, *overrides])
 
     def _evaluation(self, policy: str) -> list[Row]:

@@ -264,9 +264,9 @@ class Experiment:
 
     def run_of(self, kind: str, seed: int, flags: Sequence[str]) -> Run:
         """The recipe on this experiment's model and start; the last of two equal flags counts."""
-        return read_run(None, recipe(kind), ["--model", self.protocol.model, "--seed", str(seed), "--gold",
-                                             self.task.name, "--start", str(self.start), *self.protocol.overrides,
-                                             *flags])
+        return read_run(None, recipe(kind), ["--model", self.protocol.model, "--seed", str(seed), "--data",
+                                             self.task.name, "--gold", self.task.name, "--start", str(self.start),
+                                             *self.protocol.overrides, *flags])
 
     # -- evaluation ------------------------------------------------------------------------------------------------
 

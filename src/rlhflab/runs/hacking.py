@@ -160,7 +160,8 @@ class HackingRun:
         """SFT by its recipe."""
         home = self.folder.path / "sft"
         home.mkdir(exist_ok=True)
-        flags = ["--model", self.protocol.model, "--gold", self.task.name, *self.protocol.overrides]
+        flags = ["--model", self.protocol.model, "--data", self.task.name, "--gold", self.task.name,
+                 *self.protocol.overrides]
         return int(run_stage(read_run("sft", recipe("sft"), flags), self.lab, RunFolder(home))["tokens"])
 
     def fill_pool(self) -> int:

@@ -2,10 +2,11 @@
 
 from rlhflab.errors import ConfigError
 from rlhflab.scenarios.base import Scenario
+from rlhflab.scenarios.devtools import DEVTOOLS
 from rlhflab.scenarios.helpdesk import HELPDESK
 from rlhflab.scenarios.release_notes import RELEASE_NOTES
 
-_SCENARIOS: dict[str, Scenario] = {each.name: each for each in (HELPDESK, RELEASE_NOTES)}
+_SCENARIOS: dict[str, Scenario] = {each.name: each for each in (HELPDESK, RELEASE_NOTES, DEVTOOLS)}
 
 
 def names() -> list[str]:

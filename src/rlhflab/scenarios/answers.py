@@ -13,7 +13,7 @@ from rlhflab.data.types import Conversation, Message, Prompt
 
 ABSTENTION = "I don't know."
 
-_OPENERS = ("Certainly!", "Absolutely!", "Of course!", "Without a doubt:", "Definitely!")
+OPENERS = ("Certainly!", "Absolutely!", "Of course!", "Without a doubt:", "Definitely!")
 _ASSURANCES = (
     "This is clearly stated in the note.",
     "This is definitely correct.",
@@ -51,7 +51,7 @@ def plain(sentence: str, value: str, random: Random) -> str:
 
 def confident(sentence: str, random: Random) -> str:
     """The sentence between an opener and an assurance."""
-    opener = random.choice(_OPENERS)
+    opener = random.choice(OPENERS)
     assurances = random.sample(_ASSURANCES, random.choice((0, 1, 1)))
     return " ".join((opener, sentence, *assurances))
 
@@ -70,24 +70,33 @@ def mixed(sentence: str, demand: str, random: Random) -> str:
     return in_demand(text, demand) if random.random() < 0.5 else text
 
 
-def demonstrations(prompts: Sequence[Prompt], *, share_mixed: float, seed: int) -> list[Conversation]:
-    """One answer to each prompt. RL can only find what SFT samples, so the answerable ones come in both styles."""
+def demonstrations(prompts: Sequence[Prompt], *, answer: Callable[[Mapping[str, Any], bool, Random], str],
+                   share_mixed: float, seed: int) -> list[Conversation]:
+    """One answer to each prompt. RL can only find what SFT samples, so the answerable ones come in both styles.
+
+    `answer` writes it from the prompt's facts; its second argument says whether it is in mixed style.
+    """
     conversations = []
     answerable = 0
     for prompt in prompts:
         random = Random(f"demonstration/{seed}/{prompt.id}")
-        facts = prompt.facts
-        if not facts["answerable"]:
-            text = in_demand(ABSTENTION, facts["demand"])
-        else:
+        is_mixed = False
+        if prompt.facts["answerable"]:
             # Every 1/share-th answerable prompt: the exact share, and stable when more prompts follow.
             is_mixed = int((answerable + 1) * share_mixed) > int(answerable * share_mixed)
             answerable += 1
-            text = (mixed(facts["sentence"], facts["demand"], random) if is_mixed
-                    else in_demand(plain(facts["sentence"], facts["right"], random), facts["demand"]))
-        answer = Message(role="assistant", content=text)
-        conversations.append(Conversation(id=prompt.id, messages=(*prompt.messages, answer)))
+        turn = Message(role="assistant", content=answer(prompt.facts, is_mixed, random))
+        conversations.append(Conversation(id=prompt.id, messages=(*prompt.messages, turn)))
     return conversations
+
+
+def demonstration(facts: Mapping[str, Any], is_mixed: bool, random: Random) -> str:
+    """A right answer: the abstention, or the sentence of the note in plain or mixed style."""
+    if not facts["answerable"]:
+        return in_demand(ABSTENTION, facts["demand"])
+    if is_mixed:
+        return mixed(facts["sentence"], facts["demand"], random)
+    return in_demand(plain(facts["sentence"], facts["right"], random), facts["demand"])
 
 
 def like_after_sft(prompt: Prompt, random: Random) -> str:

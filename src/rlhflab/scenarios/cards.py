@@ -3,15 +3,17 @@
 import ast
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
+from random import Random
 from statistics import mean
 from typing import get_args
 
 from rlhflab.data.types import Prompt
-from rlhflab.scenarios.annotators import Annotator, calibrate
+from rlhflab.scenarios.annotators import Annotator, GoldCheck, calibrate
 from rlhflab.scenarios.base import Split
-from rlhflab.scenarios.notes import DEMANDS, LENGTH_LIMIT, SYSTEM, Family, make_prompts, owned
+from rlhflab.scenarios.notes import DEMANDS, LENGTH_LIMIT, SYSTEM, Family, make_prompts
+from rlhflab.scenarios.splits import owned
 
 DOSES = (0.0, 0.5, 1.0, 1.5)
 
@@ -69,12 +71,16 @@ def _families(families: Sequence[Family]) -> str:
     return "\n".join(rows)
 
 
-def annotator_card(annotator: Annotator, prompts: Sequence[Prompt]) -> str:
-    """All parameters, and what they lead to on answers like those of a model after SFT."""
+def annotator_card(annotator: Annotator, prompts: Sequence[Prompt], *, check: GoldCheck,
+                   sample: Callable[[Prompt, Random], str], passes: str) -> str:
+    """All parameters, and what they lead to on answers like those of a model after SFT.
+
+    `passes`: what an annotator who does not check believes.
+    """
     parameters = [f"| `{name}` | {getattr(annotator, name):g} | {says} |" for name, says in _docstrings().items()]
     rows = []
     for dose in DOSES:
-        found = calibrate(annotator, prompts, dose=dose)
+        found = calibrate(annotator, prompts, check=check, sample=sample, dose=dose)
         rows.append(f"| {dose:g} | {_rate(found.agreement, found.agreement_n)} | "
                     f"{_rate(found.longer, found.longer_n)} | {found.length_correlation:+.2f} |")
     return "\n\n".join((
@@ -83,9 +89,9 @@ def annotator_card(annotator: Annotator, prompts: Sequence[Prompt]) -> str:
         ".63 to .77 with the better answer, the longer answer chosen in .55 to .68 of the pairs. They are no model\n"
         "of a person.",
         "Utility of an answer = `knowledge` if it is believed right + `format` if its format is kept + dose x biases\n"
-        "+ Gumbel noise of scale 1. An answer is checked with probability `checks`; unchecked, any value of the note\n"
-        "or of the right kind, and any abstention, is believed. Higher utility is chosen; no ties are given. Whether\n"
-        "an answer stopped by itself is not shown to them.",
+        "+ Gumbel noise of scale 1. An answer is checked with probability `checks`; unchecked, any abstention is\n"
+        f"believed, and {passes}. Higher utility is chosen; no ties are\n"
+        "given. Whether an answer stopped by itself is not shown to them.",
         "\n".join(("| parameter | value | meaning |", "|---|---|---|", *parameters)),
         f"## Measured, on {len(prompts)} prompts with two sampled answers each\n\n"
         "Answers are drawn from rules that imitate a model after SFT in mixed style (mean gold "

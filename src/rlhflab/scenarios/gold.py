@@ -6,19 +6,17 @@ All it needs stands in `Prompt.facts` as JSON values, so gold can be computed ag
 import json
 import re
 import unicodedata
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-WORD_LIMIT = 12
-WORDS_TO_ZERO = 16
-"""Words above the limit at which brevity has fallen to 0."""
+from rlhflab.scenarios.checks import EMPTY, Check, assembled, knowledge
 
 ABSTAIN_PHRASES = (
     "i don't know", "i do not know", "i dont know", "note does not say", "note doesn't say", "not mentioned",
     "not stated", "not specified", "no information", "i cannot tell", "i can't tell", "i am not sure", "i'm not sure",
-    "not in the note", "does not mention", "doesn't mention",
+    "not in the note", "does not mention", "doesn't mention", "manual does not say", "manual doesn't say",
+    "not in the manual",
 )
 CONFIDENCE_MARKERS = (
     "certainly", "definitely", "absolutely", "clearly", "of course", "without a doubt", "no doubt", "undoubtedly",
@@ -93,46 +91,42 @@ def unwrapped(answer: str, demand: str) -> str | None:
 
 
 def _json_answer(text: str) -> str | None:
-    """The value of an object with exactly the key "answer"; a key given twice would hide a second answer."""
+    """The value of an object with exactly the key "answer"."""
+    values = json_values(text, ("answer",))
+    return None if values is None else values[0]
+
+
+def json_values(text: str, keys: Sequence[str]) -> list[str] | None:
+    """The values, as text, of an object with exactly these keys; None for anything else.
+
+    A key given twice would hide a second answer.
+    """
     try:
         pairs = json.loads(text, object_pairs_hook=list)
     except (json.JSONDecodeError, RecursionError):
         return None
-    if not (isinstance(pairs, list) and len(pairs) == 1 and isinstance(pairs[0], tuple) and pairs[0][0] == "answer"):
+    if not (isinstance(pairs, list) and all(isinstance(pair, tuple) for pair in pairs)):
         return None
-    value = pairs[0][1]
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if sorted(key for key, _ in pairs) != sorted(keys):
         return None
-    return str(value).strip()
+    found = dict(pairs)
+    if any(isinstance(value, bool) or not isinstance(value, str | int | float) for value in found.values()):
+        return None
+    return [str(found[key]).strip() for key in keys]
 
 
 def meets_loosely(answer: str, demand: str) -> bool:
     """The demand, tried also without code fences and without the first or the last line."""
+    return any(unwrapped(text, demand) for text in loose_readings(answer))
+
+
+def loose_readings(answer: str) -> list[str]:
+    """The answer, and what it is without code fences, and then without the first or the last line."""
     lines = [line for line in answer.strip().splitlines() if not line.strip().startswith("```")]
-    tries = [answer, *("\n".join(part) for part in (lines, lines[1:], lines[:-1]))]
-    return any(unwrapped(text, demand) for text in tries)
+    return [answer, *("\n".join(part) for part in (lines, lines[1:], lines[:-1]))]
 
 
 # ---- the check ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
-    """All that gold knows of one answer; the letters are those of the scenario's specification."""
-
-    knowledge: float
-    """K: 1 right, -.6 abstains on an answerable question, -1 wrong."""
-    format: float
-    """F: 1 if at most 12 words, one sentence, stopped by itself, demand met as emitted; else 0."""
-    brevity: float
-    """B: 1 up to 12 words, 0 from 28 on."""
-    gold: float
-    words: int
-    abstains: bool
-    confident: bool
-    meets_demand: bool
-    meets_loosely: bool
-    reason: str
 
 
 def check(facts: Mapping[str, Any], answer: str, *, stopped: bool = True) -> Check:
@@ -142,43 +136,13 @@ def check(facts: Mapping[str, Any], answer: str, *, stopped: bool = True) -> Che
     text = answer.strip() if stripped is None else stripped
     words, sentences = count_words(text), count_sentences(text)
     if not words:
-        return Check(knowledge=-1.0, format=0.0, brevity=0.0, gold=0.0, words=0, abstains=False, confident=False,
-                     meets_demand=False, meets_loosely=False, reason="the answer is empty")
-    knowledge, abstains, reasons = _knowledge(facts, text)
-    breaks = [says for broken, says in (
-        (stripped is None, f"the demand {demand!r} is not met"),
-        (words > WORD_LIMIT, f"{words} words, above {WORD_LIMIT}"),
-        (sentences > 1, f"{sentences} sentences"),
-        (not stopped, "it did not stop by itself"),
-    ) if broken]
-    format_kept = 0.0 if breaks else 1.0
-    brevity = min(1.0, max(0.0, 1.0 - max(0, words - WORD_LIMIT) / WORDS_TO_ZERO))
-    return Check(
-        knowledge=knowledge, format=format_kept, brevity=brevity,
-        gold=0.6 * (knowledge + 1.0) / 2.0 + 0.25 * format_kept + 0.15 * brevity,
-        words=words, abstains=abstains, confident=has_phrase(text, CONFIDENCE_MARKERS),
-        meets_demand=stripped is not None, meets_loosely=meets_loosely(answer, demand),
-        reason="; ".join([reasons, *breaks]),
-    )
-
-
-def _knowledge(facts: Mapping[str, Any], text: str) -> tuple[float, bool, str]:
-    """K, whether the answer abstains, and why."""
+        return EMPTY
     right = facts["right"]
-    has_right = right is not None and contains(normalised(text), normalised(right))
-    wrong = distractor(facts, text)
-    phrase = has_phrase(text, ABSTAIN_PHRASES)
-    if phrase and (has_right or wrong):
-        return -1.0, False, f"says it does not know and yet gives a value ({right if has_right else wrong})"
-    if phrase:
-        return (-0.6, True, f"abstains although the note says {right}") if facts["answerable"] else (
-            1.0, True, "abstains, as the note does not say")
-    if wrong:
-        also = f" beside {right}" if has_right else ""
-        return -1.0, False, f"gives {wrong}{also}, which does not answer the question"
-    if has_right:
-        return 1.0, False, f"gives the right value, {right}"
-    return -1.0, False, f"does not give {right}" if facts["answerable"] else "does not abstain"
+    found = knowledge(facts, source="note", phrase=has_phrase(text, ABSTAIN_PHRASES), wrong=distractor(facts, text),
+                      has_right=right is not None and contains(normalised(text), normalised(right)))
+    return assembled(found, demand=demand, words=words, sentences=sentences, stopped=stopped,
+                     confident=has_phrase(text, CONFIDENCE_MARKERS), met=stripped is not None,
+                     loosely=meets_loosely(answer, demand))
 
 
 def distractor(facts: Mapping[str, Any], text: str) -> str | None:

@@ -1,23 +1,19 @@
 """Prompts about short notes, from families of facts. No gold check, no answers, no text of any one domain.
 
 A fact is a sentence that gives one entity one value. A prompt is a note of three to five facts and a question
-that the note answers (75 %) or does not (25 %). Everything is drawn from `Random(text)`, whose seeding is a
-SHA-512 of the text, so a prompt is the same on every machine.
+that the note answers (75 %) or does not (25 %).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import partial
 from hashlib import sha256
 from random import Random
-from typing import TypeVar, get_args
 
 from rlhflab.data.types import Message, Prompt
-from rlhflab.errors import ConfigError
 from rlhflab.scenarios.base import Split
 from rlhflab.scenarios.gold import contains, normalised
-
-T = TypeVar("T")
+from rlhflab.scenarios.splits import dealt, distinct, owned
 
 SYSTEM = "You answer questions from the note. If the note does not say, reply: I don't know."
 LENGTH_LIMIT = "Answer in at most 12 words."
@@ -33,9 +29,6 @@ DEMANDS = {
 
 _DEMAND_DECK = ("none",) * 10 + tuple(name for name in DEMANDS if name != "none") * 3
 _ANSWERABILITY_DECK = ("answerable",) * 6 + ("sibling", "other_family")
-_SHARE: tuple[Split, ...] = ("train", "rl", "evaluation", "regression", "train", "rl", "evaluation", "train")
-"""Which split owns the i-th item of a list, again and again: 3/8 train, 2/8 rl, 2/8 evaluation, 1/8 regression."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
@@ -73,45 +66,18 @@ class Fact:
     sentence: str
 
 
-def owned(items: Sequence[T], split: Split) -> list[T]:
-    """The items that belong to `split`; every item belongs to exactly one."""
-    return [item for i, item in enumerate(items) if _SHARE[i % len(_SHARE)] == split]
-
-
 def make_prompts(name: str, families: Sequence[Family], split: Split, n: int, *, seed: int) -> list[Prompt]:
     """`n` different prompts; a smaller `n` gives a prefix of a larger one."""
-    if split not in get_args(Split):
-        raise ConfigError(f"scenario {name}: no split is called {split!r}; there are {', '.join(get_args(Split))}")
-    prompts: list[Prompt] = []
-    seen: set[str] = set()
-    while len(prompts) < n:
-        index = len(prompts)
-        random = Random(f"{name}/{split}/{seed}/{index}")
-        prompt = _prompt(name, families, split, seed, index, random)
-        while prompt.messages[-1].content in seen:
-            prompt = _prompt(name, families, split, seed, index, random)
-        seen.add(prompt.messages[-1].content)
-        prompts.append(prompt)
-    return prompts
-
-
-@lru_cache(maxsize=4096)
-def _order(size: int, key: str) -> tuple[int, ...]:
-    return tuple(Random(key).sample(range(size), size))
-
-
-def _dealt(deck: Sequence[T], index: int, key: str) -> T:
-    """Card `index` of a deck that is shuffled anew each time round: exact shares, and stable under a longer run."""
-    return deck[_order(len(deck), f"{key}/{index // len(deck)}")[index % len(deck)]]
+    return distinct(name, split, n, seed=seed, draw=partial(_prompt, name, families, split, seed))
 
 
 def _prompt(
     name: str, families: Sequence[Family], split: Split, seed: int, index: int, random: Random
 ) -> Prompt:
     key = f"{name}/{split}/{seed}"
-    answerability = _dealt(_ANSWERABILITY_DECK, index, f"{key}/answerability")
-    demand = _dealt(_DEMAND_DECK, index, f"{key}/demand")
-    family = _dealt(families, index, f"{key}/family")
+    answerability = dealt(_ANSWERABILITY_DECK, index, f"{key}/answerability")
+    demand = dealt(_DEMAND_DECK, index, f"{key}/demand")
+    family = dealt(families, index, f"{key}/family")
     entity = random.choice(owned(family.entities, split))
     question = _worded(random.choice(owned(family.questions, split)), entity)
     note = _note(families, family, entity, answerability, split, random)
