@@ -92,7 +92,7 @@ def test_a_page_whose_reader_has_entered_may_call_the_api_and_no_other_page_may(
     pages.post("/enter", data={"key": f"anna.{access_of(SECRET).key('anna')}"})
     assert pages.post("/v1/chat/completions", json=body).status_code == 200
     for headers in ({"Origin": "http://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
-        assert pages.post("/v1/chat/completions", json=body, headers=headers).status_code == 401
+        assert pages.post("/v1/chat/completions", json=body, headers=headers).status_code == 403
     assert pages.get("/v1/models", headers={"Sec-Fetch-Site": "same-origin"}).status_code == 200
 
 

@@ -30,8 +30,11 @@ def families(name):
     return found.families
 
 
+NOTES = [name for name in names() if isinstance(scenario(name), NoteScenario)]
+
+
 def test_an_unknown_scenario_is_answered_with_the_known_names():
-    with pytest.raises(ConfigError, match="'helpdesk2'; there are helpdesk, release_notes"):
+    with pytest.raises(ConfigError, match=r"'helpdesk2'; there are .*helpdesk.*release_notes"):
         scenario("helpdesk2")
 
 
@@ -40,7 +43,7 @@ def test_an_unknown_split_is_answered_with_the_known_splits():
         HELPDESK.prompts("test", 1)
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", NOTES)
 def test_no_entity_value_or_phrasing_is_in_two_splits(name):
     home = {}
     for family in families(name):
@@ -53,7 +56,7 @@ def test_no_entity_value_or_phrasing_is_in_two_splits(name):
                 assert home.setdefault(("value", normalised(value)), split) == split, value
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", NOTES)
 def test_every_split_owns_at_least_two_entities_two_values_and_one_phrasing_of_each_kind(name):
     for family in families(name):
         for split in SPLITS:
@@ -123,7 +126,7 @@ def test_two_fifths_carry_no_demand_and_the_others_are_equally_frequent():
     assert counts == {"none": 200, **{demand: 60 for demand in DEMANDS if demand != "none"}}
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", NOTES)
 def test_the_note_answers_the_question_exactly_when_the_prompt_says_so(name):
     for prompt in scenario(name).prompts("evaluation", 200):
         facts = prompt.facts
@@ -133,7 +136,7 @@ def test_the_note_answers_the_question_exactly_when_the_prompt_says_so(name):
         assert (facts["family"] in facts["note_families"]) == (facts["answerability"] != "other_family")
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", NOTES)
 def test_no_value_of_a_note_is_found_inside_another_one(name):
     for prompt in scenario(name).prompts("rl", 300):
         values = [normalised(value) for value in prompt.facts["note_values"]]
@@ -141,7 +144,7 @@ def test_no_value_of_a_note_is_found_inside_another_one(name):
         assert not any(contains(a, b) for i, a in enumerate(values) for j, b in enumerate(values) if i != j)
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", NOTES)
 def test_no_value_of_the_asked_kind_stands_in_a_question(name):
     for prompt in scenario(name).prompts("train", 300):
         assert distractor({**prompt.facts, "right": None}, prompt.facts["question"]) is None
@@ -154,7 +157,7 @@ def test_prompts_are_short_and_carry_the_limit():
 
 
 def test_no_generated_value_holds_a_comma_and_no_statement_breaks_the_limit():
-    for name in names():
+    for name in NOTES:
         for family in families(name):
             longest = max(family.kind.values, key=count_words)
             entity = max(family.entities, key=count_words)
@@ -216,7 +219,7 @@ def test_demonstrations_are_a_prefix_too_and_both_styles_come_in_several_wording
     assert sum(openers[word] > 0 for word in ("certainly", "absolutely", "of", "without", "definitely")) >= 4
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", NOTES)
 def test_the_data_card_names_licence_splits_and_every_family(name):
     card = scenario(name).data_card()
     assert "Apache-2.0" in card and "## Limits" in card

@@ -155,7 +155,7 @@ class CompletionBody(Body):
 
 
 def serving_app(service: Service, *, keys: Keys, rate: int | None = None, largest: int = LARGEST_BODY,
-                reader: Callable[[Request], str | None] = lambda request: None) -> FastAPI:
+                reader: Callable[[HttpRequest], str | None] = lambda request: None) -> FastAPI:
     """The API behind its gate. Pages may be mounted beside it; their guard is their own.
 
     `reader`: who sent a request from a page of this server, and needs no key.

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from rlhflab.core.products import linear
 from rlhflab.errors import ModelError
-from rlhflab.model.adapters import scaling
-from rlhflab.model.shared import ADAPTER, SharedModel
+from rlhflab.model.adapters import ADAPTER, scaling
+from rlhflab.model.shared import SharedModel
 
 HELD = 8
 """Adapters kept side by side though no row wants them now, so that coming and going costs no copy."""
