@@ -32,7 +32,7 @@ from rlhflab.analysis.hacking import (
     change_of,
     criteria,
 )
-from rlhflab.analysis.relabel import Proposal, random_batch, targeted_batch
+from rlhflab.analysis.relabel import random_batch, targeted_batch
 from rlhflab.config import Run, read_run
 from rlhflab.core.batch import TokenAnswer, Tree
 from rlhflab.data.formats import pair_row, write_jsonl
@@ -84,9 +84,6 @@ class Protocol:
     start_answers: int = 128
     """Answers of the start with which detectors compare."""
     expert_pairs: int = 96
-    expert_controls: float = 0.5
-    """Share of the expert pairs of `targeted` that is drawn at random among answers of the start. Failures alone teach
-    what was lost, and too much of it: the reward model forgets that an answer may be right."""
     replayed_pairs: int = 48
     """Biased pairs on other prompts that are learnt again beside them, so that what was right is not forgotten."""
     expert_epochs: int = 3
@@ -206,23 +203,16 @@ class Experiment:
             prompt.id: prompt for prompt in sources.prompts(self.run_of(self.protocol.method, seed, []))}  # type: ignore[arg-type]
         pool = [judged(self.task, prompts, Sample(step=0, prompt_id=each.prompt.id, answer=answer))
                 for each in self.pool for answer in each.answers]
-        rows = pair_rows(self.proposals(kind, pool, rollouts, seed), prompts)
+        batch = random_batch(pool + rollouts, n=self.protocol.expert_pairs, seed=seed) if kind == "random" else \
+            targeted_batch(rollouts, better={m.name: m.better for m in self.task.measures},
+                           n=self.protocol.expert_pairs, extra=pool)
+        rows = pair_rows(batch.proposals, prompts)
         if not rows:
             raise RunError(f"{hack.path}: no failure of it has a better answer that experts could prefer")
         labelled = {row["id"] for row in rows}
         others = [pair for pair in self.judged_pairs("biased", seed) if pair.prompt.id not in labelled]
         return rows + [pair_row(pair) for pair in Random(f"replayed-{seed}").sample(
             others, min(self.protocol.replayed_pairs, len(others)))]
-
-    def proposals(self, kind: str, pool: Sequence[Sample], rollouts: Sequence[Sample], seed: int) -> list[Proposal]:
-        """What experts are asked: `random` comparisons, or those of failures with their controls."""
-        n = self.protocol.expert_pairs
-        if kind == "random":
-            return list(random_batch([*pool, *rollouts], n=n, seed=seed).proposals)
-        controls = random_batch(pool, n=round(n * self.protocol.expert_controls), seed=seed).proposals
-        failures = targeted_batch(rollouts, better={m.name: m.better for m in self.task.measures},
-                                  n=n - len(controls), extra=pool).proposals
-        return [*failures, *controls]
 
     def reward_role(self, labels: str, seed: int, keys: Mapping[str, Any]) -> Path:
         """Folder of the reward role, trained where it is not there. `keys` of the reward run that differ."""
