@@ -127,7 +127,7 @@ def test_prompts_of_a_scenarios_evaluation_are_met_in_a_file_that_holds_them(tmp
     asked = [prompt.messages[-1].content for prompt in scenario("helpdesk").prompts("evaluation", 3)]
     path = file_of(tmp_path, *ROWS, *({"prompt": text, "chosen": "a", "rejected": "b"} for text in asked))
     assert rates(check(capsys, path, "--against", "helpdesk")[1])["contamination"] == 3
-    with pytest.raises(DataError, match="nobody: is neither a file nor a scenario; there are helpdesk"):
+    with pytest.raises(DataError, match="nobody: is neither a file nor a scenario; there are devtools, helpdesk"):
         suite_of("nobody")
 
 

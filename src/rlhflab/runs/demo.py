@@ -59,7 +59,7 @@ class Size:
 
 
 FULL = Size()
-QUICK = Size(evaluation_prompts=8, evaluation_samples=1, comparison_prompts=12, canary=4, start_answers=16,
+QUICK = Size(evaluation_prompts=8, evaluation_samples=1, comparison_prompts=24, canary=4, start_answers=16,
              expert_pairs=8, gate_prompts=4, transcripts=2,
              overrides=("--examples", "16", "--steps", "2", "--batch", "4", "--checkpoint_every", "1"))
 
