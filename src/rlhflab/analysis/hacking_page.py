@@ -120,8 +120,8 @@ def plane_figure(arms: Mapping[str, Mapping[str, Any]]) -> Figure | None:
     if not traces:
         return None
     return Figure(title="Quality against distance", note=f"Gold of training answers over √KL, means of {SMOOTH} steps.",
-                  alt=f"Gold against the root of KL: {'; '.join(told)}", height=320,
-                  json=draw(traces, showlegend=True, legend={"orientation": "h", "y": 1.12},
+                  alt=f"Gold against the root of KL: {'; '.join(told)}", height=280 + 20 * math.ceil(len(traces) / 3),
+                  json=draw(traces, showlegend=True, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
                             xaxis={"title": {"text": "√KL, √nats an answer"}}, yaxis={"title": {"text": "gold"}}))
 
 
