@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 
+import httpx
 import pytest
 
 import registry_folders
@@ -35,7 +36,8 @@ def test_without_the_extra_one_sentence_says_what_to_install(capsys, monkeypatch
     (["--adapter", "x=a", "--adapter", "x=b"], "--adapter: x is given twice"),
     (["--adapter", "x=nowhere"], "nowhere: no such folder"),
     (["--adapter", f"{BASE}=nowhere"], f"--adapter {BASE}: is the name of the base"),
-    (["--registry", "nowhere"], "nowhere"), (["--model", "no-such"], "no-such: no such model"),
+    (["--registry", "nowhere"], "--registry nowhere: is not a registry; rlhflab registry init makes one"),
+    (["--runs", "nowhere"], "--runs nowhere: no such folder"), (["--model", "no-such"], "no-such: no such model"),
     (["--log-requests", "nowhere/log"], "--log-requests: nowhere/log: cannot be written")])
 def test_what_cannot_be_is_one_sentence(capsys, monkeypatch, tmp_path, arguments, sentence):
     monkeypatch.chdir(tmp_path)
@@ -75,3 +77,26 @@ def test_a_process_answers_until_it_is_told_to_end(tmp_path):
         out, err = server.communicate(timeout=60)
     assert server.returncode == 0 and "Next: rlhflab drift BASELINE" in out and "Traceback" not in err
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_reader_who_has_entered_the_pages_may_ask_the_api_and_nobody_else_without_a_key(tmp_path):
+    token = "a-token-of-some-length"
+    server = subprocess.Popen([sys.executable, "-m", "rlhflab", "serve", "--model", BASE, "--port", "0", "--token",
+                               token], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        url = re.match(r"(\S+)/v1 answers as tiny-llama\. A key is needed", server.stdout.readline())[1]
+        link = re.match(r"Pages, with a chat: (\S+)/enter#(\S+)", server.stdout.readline())
+        assert link[1] == url
+        with httpx.Client(base_url=url, headers={"Origin": url}) as reader:
+            assert reader.get("/").status_code == reader.get("/v1/models").status_code == 401
+            reader.post("/enter", data={"key": link[2]})
+            assert "Two models, one conversation" in reader.get("/").text
+            body = {"model": BASE, "messages": [{"role": "user", "content": "q"}], "max_tokens": 2}
+            assert reader.post("/v1/chat/completions", json=body).status_code == 200
+            other = {"Origin": "http://evil.example"}
+            assert reader.post("/v1/chat/completions", json=body, headers=other).status_code == 403
+        assert len(client(f"{url}/v1", token).models.list().data) == 1
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.communicate(timeout=60)
+    assert server.returncode == 0

@@ -62,12 +62,17 @@ def serve_command(*, model: str = DEFAULT_MODEL, registry: Annotated[Path | None
     _need_app()
     from rlhflab.app.gate import Keys
     from rlhflab.app.server import Access, address, bind, serve
+    from rlhflab.registry.records import LEDGER
     from rlhflab.runs.serving import Limits
 
     keys = Keys.of(token=token, file=api_keys, host=host)
     # With keys of programs alone, the pages get a secret of their own for as long as the server runs.
     access = Access.of((READER,), token=token or (secrets.token_urlsafe(24) if keys.digests else None), host=host)
     folders = folders_of(adapter or ())
+    if registry is not None and not (registry / LEDGER).is_file():
+        raise ConfigError(f"--registry {registry}: is not a registry; rlhflab registry init makes one")
+    if runs is not None and not runs.is_dir():
+        raise ConfigError(f"--runs {runs}: no such folder")
     bound = bind(host, port)  # before minutes of loading, and before a log is begun
     try:
         service = make_service(model, registry=registry, folders=folders, log=log_requests, dtype=dtype, device=device,
