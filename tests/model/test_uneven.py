@@ -14,6 +14,7 @@ from foreign_folders import IDS, peft_folder, their_logprobs
 from rlhflab.errors import ModelError
 from rlhflab.model.adapters import read_adapter, read_lora
 from rlhflab.model.load import model_folder
+from rlhflab.model.mixing import Mixer, read_factors
 from rlhflab.model.shared import SharedModel
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -47,6 +48,16 @@ def test_an_adapter_by_peft_reads_here_as_it_does_there_and_is_written_as_one_th
     base = AutoModelForCausalLM.from_pretrained(model_folder("tiny-llama")[0], dtype=torch.float32)
     again = PeftModel.from_pretrained(base, tmp_path / "ours").eval()
     torch.testing.assert_close(their_logprobs(again), expected, atol=1e-5, rtol=0)
+
+
+def test_an_uneven_adapter_is_served_as_it_reads(tmp_path: Path, llama: SharedModel) -> None:
+    expected = their_logprobs(peft_folder(tmp_path / "it", **OPTIONS["ranks"]))
+    mixer = Mixer(llama.decoder)
+    mixer.aim_at([{read_factors(llama, tmp_path / "it", digest="it"): 1.0}] * len(IDS))
+    with torch.no_grad(), mixer.mixing():
+        states = llama.decoder(input_ids=IDS).last_hidden_state
+    torch.testing.assert_close(torch.nn.functional.linear(states, llama.unembedding).log_softmax(-1), expected,
+                               atol=1e-5, rtol=0)
 
 
 def base_logprobs(model: SharedModel) -> torch.Tensor:

@@ -15,8 +15,6 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rlhflab.core.products import linear
@@ -53,14 +51,10 @@ Amounts = Mapping[Factors, float]
 
 def read_factors(model: SharedModel, folder: Path, *, digest: str) -> Factors:
     """The adapter in a folder in PEFT's format. ModelError names what is missing, of another base, or does not fit."""
-    lora = model.stored_lora(folder)
+    lora, tensors = model.stored_adapter(folder)
     if lora.dora:
         raise ModelError(f"{folder}: is a DoRA adapter, which scales whole layers and does not add up with others; "
                          "only LoRA and rsLoRA are served")
-    try:
-        tensors = load_file(folder / ADAPTER, device=str(model.device))
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{folder / ADAPTER}: cannot be read: {' '.join(str(error).split())}") from error
     shapes = {name: tuple(layer.weight.shape) for name, layer in linear_layers(model.decoder).items()}
     layers: dict[str, Pair] = {}
     for name, down in tensors.items():

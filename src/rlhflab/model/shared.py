@@ -377,9 +377,7 @@ class SharedModel:
 
         `share`: where it was saved from a stack on a frozen role that is here, stack it on that one again.
         """
-        self._refuse_folder(folder)
-        lora, tensors = read_adapter(folder, layers=self._layers, device=str(self.device))
-        lora = self._named(lora)
+        lora, tensors = self.stored_adapter(folder)
         if head == "stored" and not (folder / HEAD).is_file():
             raise ModelError(f"{folder}: has no {HEAD}; a reward role needs its head")
         lora, tensors, below = self._unstacked(lora, tensors) if share else (lora, tensors, None)
@@ -393,6 +391,12 @@ class SharedModel:
         except Exception:
             self.drop_role(name)
             raise
+
+    def stored_adapter(self, folder: Path) -> tuple[Lora, dict[str, Tensor]]:
+        """(shape, tensors) of the adapter in a folder. ModelError where there is none, or one of another base."""
+        self._refuse_folder(folder)
+        lora, tensors = read_adapter(folder, layers=self._layers, device=str(self.device))
+        return self._named(lora), tensors
 
     def stored_lora(self, folder: Path) -> Lora:
         """Shape and scale of the adapter in a folder. ModelError where there is none, or one of another base."""
