@@ -52,10 +52,10 @@ def test_rarefied_counts_are_the_mean_over_all_draws() -> None:
 
 
 def test_the_share_of_the_gain_at_equal_length_by_hand() -> None:
-    # gain 3 - 1 = 2; short answers gained 2 - 1, long ones 4 - 1.5 -> (1 x 1 + 3 x 2.5) / 4 / 2
-    start, now = [(2.0, 0.5), (3.0, 1.5), (8.0, 1.5)], [(2.0, 2.0), (9.0, 3.0), (9.0, 5.0), (9.0, 4.0)]
-    gain = (2 + 3 + 5 + 4) / 4 - (0.5 + 1.5 + 1.5) / 3
-    within = 0.25 * (2 - 1.0) + 0.75 * (4 - 1.5)
+    # gain 3.5 - 1; short answers gained 2 - 1, long ones 4 - 1 -> (1 x 1 + 3 x 3) / 4 / 2.5
+    start, now = [(2.0, 0.5), (2.0, 1.5), (9.0, 1.0)], [(2.0, 2.0), (9.0, 3.0), (9.0, 5.0), (9.0, 4.0)]
+    gain = (2 + 3 + 5 + 4) / 4 - 1.0
+    within = 0.25 * (2 - 1.0) + 0.75 * (4 - 1.0)
     assert gain_at_equal_length(now, start, np.array([5.0])) == pytest.approx(within / gain)
 
 
@@ -63,3 +63,9 @@ def test_a_gain_that_only_moves_answers_between_lengths_leaves_nothing() -> None
     start, now = [(2.0, 0.0), (2.0, 0.0), (9.0, 4.0)], [(2.0, 0.0), (9.0, 4.0), (9.0, 4.0)]
     assert gain_at_equal_length(now, start, np.array([5.0])) == 0
     assert math.isnan(gain_at_equal_length([(9.0, 1.0)], [(2.0, 0.0)], np.array([5.0]))), "no length is shared"
+
+
+def test_answers_at_the_two_ends_of_a_bin_are_not_of_equal_length() -> None:
+    start, now = [(6.0, 0.6), (8.0, 0.8), (9.0, 0.9)], [(9.0, 0.9), (27.0, 2.7), (28.0, 2.8)]
+    assert gain_at_equal_length(now, start, np.array([])) == 0  # of one bin, the answers of 9 words alone are compared
+    assert math.isnan(gain_at_equal_length(now[1:], start, np.array([])))

@@ -101,14 +101,20 @@ def gain_at_equal_length(now: Sequence[tuple[float, float]], start: Sequence[tup
 
     `now` and `start`: (length, reward) of each answer; `edges`: inner bounds of the length bins. sum_b w_b (mean now in
     b - mean start in b) / (mean now - mean start), with w_b the share of `now` in b among the bins that both have
-    (Singhal et al. 2023, arXiv:2310.03716). NaN where no bin is shared or nothing was gained.
+    (Singhal et al. 2023, arXiv:2310.03716). Of a bin count the answers within the lengths that both sides have there:
+    answers that lie at its two ends are not of equal length. NaN where no length is shared or nothing was gained.
     """
     (x, r), (x0, r0) = (np.asarray(each, dtype=float).reshape(-1, 2).T for each in (now, start))
     bins, bins0 = np.searchsorted(edges, x, side="right"), np.searchsorted(edges, x0, side="right")
-    shared = np.intersect1d(bins, bins0)
     gain = r.mean() - r0.mean()
-    if shared.size == 0 or gain == 0:
+    counts, within = [], []
+    for b in np.intersect1d(bins, bins0):
+        here, there = bins == b, bins0 == b
+        low, high = max(x[here].min(), x0[there].min()), min(x[here].max(), x0[there].max())
+        here, there = here & (x >= low) & (x <= high), there & (x0 >= low) & (x0 <= high)
+        if here.any() and there.any():
+            counts.append(here.sum())
+            within.append(r[here].mean() - r0[there].mean())
+    if not counts or gain == 0:
         return float("nan")
-    weight = np.array([(bins == b).sum() for b in shared], dtype=float)
-    within = np.array([r[bins == b].mean() - r0[bins0 == b].mean() for b in shared])
-    return float((weight / weight.sum()) @ within / gain)
+    return float(np.average(within, weights=counts) / gain)
