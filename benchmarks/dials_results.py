@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from peers.report import replaced
+
 from rlhflab.analysis.dials_page import bounds, verdict
 from rlhflab.runs.folder import RunFolder
-
-BEGIN, END = "<!-- measured: dials -->", "<!-- end: dials -->"
 
 
 def main() -> None:
@@ -28,9 +28,7 @@ def main() -> None:
     if options.write is None:
         print(text)
         return
-    page = options.write.read_text(encoding="utf-8")
-    before, _, rest = page.partition(BEGIN)
-    options.write.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    options.write.write_text(replaced(options.write.read_text(encoding="utf-8"), "dials", text), encoding="utf-8")
     beside = options.write.with_suffix("")
     beside.mkdir(exist_ok=True)
     for name in ("dials.json", "record.json"):

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from peers.report import replaced
+
 from rlhflab.analysis.evaluate import rates
 from rlhflab.analysis.hacking import (
     ALARMS,
@@ -33,7 +35,6 @@ from rlhflab.scenarios import scenario
 
 SHOWN = ("gold", "right", "abstention_recall", "format", "confident_wrong", "words")
 COURSE = ("step", "proxy", "gold", "kl", "kl_k3", "words", "entropy", "seconds")
-BEGIN, END = "<!-- measured: reward-hacking -->", "<!-- end: reward-hacking -->"
 BETTER = (("targeted", "hack"), ("random", "hack"), ("unbiased", "hack"), ("targeted", "random"))
 
 
@@ -53,8 +54,7 @@ def main() -> None:
         print(text)
         return
     page = options.write.read_text(encoding="utf-8")
-    before, _, rest = page.partition(BEGIN)
-    options.write.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    options.write.write_text(replaced(page, "reward-hacking", text), encoding="utf-8")
     beside = options.write.with_suffix("")
     beside.mkdir(exist_ok=True)
     (beside / "arms.json").write_text(json.dumps(whole.record(), indent=1) + "\n", encoding="utf-8")

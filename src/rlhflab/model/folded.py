@@ -1,6 +1,6 @@
 """The weights as decoding reads them: an adapter folded in, laid out for the kernel. The base is never written."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -25,8 +25,15 @@ def folded(decoder: nn.Module, adapters: Sequence[str]) -> Iterator[None]:
     for layer in decoder.modules():
         if type(layer) is nn.Linear and layer not in bases and packs(layer.weight):
             scratch[layer] = product(layer.weight, layer.bias)
-    before = {layer: vars(layer).get("forward") for layer in scratch}
-    for layer, forward in scratch.items():
+    with forwards(scratch):
+        yield
+
+
+@contextmanager
+def forwards(computed: Mapping[nn.Module, Callable[..., Tensor]]) -> Iterator[None]:
+    """Context in which each of these layers computes what is given for it; afterwards as before."""
+    before = {layer: vars(layer).get("forward") for layer in computed}
+    for layer, forward in computed.items():
         vars(layer)["forward"] = forward
     try:
         yield

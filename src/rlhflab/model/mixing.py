@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from rlhflab.core.products import linear
 from rlhflab.errors import ModelError
 from rlhflab.model.adapters import ADAPTER, scaling
+from rlhflab.model.folded import forwards
 from rlhflab.model.shared import SharedModel
 
 HELD = 8
@@ -129,17 +130,9 @@ class Mixer:
     @contextmanager
     def mixing(self) -> Iterator[None]:
         """Context in which the layers add what the rows want. Only without gradients."""
-        before = {layer: vars(layer).get("forward") for layer in self.layers.values()}
-        for name, layer in self.layers.items():
-            vars(layer)["forward"] = partial(self._forward, name, before[layer] or partial(_plain, layer))
-        try:
+        with forwards({layer: partial(self._forward, name, vars(layer).get("forward") or partial(_plain, layer))
+                       for name, layer in self.layers.items()}):
             yield
-        finally:
-            for layer, own in before.items():
-                if own is None:
-                    del vars(layer)["forward"]
-                else:
-                    vars(layer)["forward"] = own
 
     def _forward(self, name: str, plain: Callable[[Tensor], Tensor], x: Float[Tensor, "b t i"]) -> Tensor:
         result = plain(x)
