@@ -11,6 +11,7 @@ from rlhflab.errors import ConfigError, DataError
 from rlhflab.progress import Progress
 from rlhflab.runs.data_check import Asked, check_data, read_limits, suite_of
 from rlhflab.scenarios import scenario
+from rlhflab.suites import suite_named
 from survey_rows import pair
 
 ROWS = [{"prompt": f"question number {i}?", "chosen": f"answer {i}", "rejected": f"reply no. {i}, longer"}
@@ -127,8 +128,18 @@ def test_prompts_of_a_scenarios_evaluation_are_met_in_a_file_that_holds_them(tmp
     asked = [prompt.messages[-1].content for prompt in scenario("helpdesk").prompts("evaluation", 3)]
     path = file_of(tmp_path, *ROWS, *({"prompt": text, "chosen": "a", "rejected": "b"} for text in asked))
     assert rates(check(capsys, path, "--against", "helpdesk")[1])["contamination"] == 3
-    with pytest.raises(DataError, match="nobody: is neither a file nor a scenario; there are devtools, helpdesk"):
+    with pytest.raises(DataError, match="nobody: is neither a file nor a scenario or suite; there are brevity, det"):
         suite_of("nobody")
+
+
+def test_prompts_of_a_behaviour_suite_are_met_in_a_file_that_holds_them(tmp_path, capsys):
+    asked = suite_named("brevity").prompts[0].messages[-1].content
+    path = file_of(tmp_path, *ROWS, {"prompt": asked, "chosen": "a", "rejected": "b"})
+    assert rates(check(capsys, path, "--against", "brevity")[1])["contamination"] == 1
+    (tmp_path / "mine").mkdir()
+    file_of(tmp_path / "mine", {"id": "p", "prompt": ROWS[4]["prompt"]}, name="asked.jsonl")
+    (tmp_path / "mine" / "suite.yaml").write_text("name: mine\nkind: rerun\nprompts: asked.jsonl\n")
+    assert rates(check(capsys, path, "--against", "mine")[1])["contamination"] == 1
 
 
 def test_tokens_are_counted_by_a_model_without_its_weights(tmp_path):

@@ -60,7 +60,7 @@ class _Parts:
 
     def __init__(self, source: Path, form: str, shares: Sequence[float], by: By, salt: str) -> None:
         self.source, self.shares, self.by, self.salt = source, shares, by, salt
-        self.read = data_format.entry(form, where="--form").function().read
+        self.read = data_format.entry(form, where="--from").function().read
         self.counts = [0] * len(shares)
         self.prompts: list[set[str]] = [set() for _ in shares]
 
