@@ -32,7 +32,7 @@ def trl_side(piece: Piece) -> dict[str, Any]:
                             **kept, "learning_rate": trainer.args.learning_rate, "trl": trl.__version__})
 
 
-class MeanOverPairs(trl.RewardTrainer):  # type: ignore[misc]
+class MeanOverPairs(trl.RewardTrainer):
     """Takes the step of the whole batch by micro-batches: its loss is a mean over pairs, so they weigh by their pairs.
 
     By itself the trainer weighs them alike, which differs in the last step of an epoch where one has fewer pairs.
