@@ -178,6 +178,13 @@ def test_rows_of_one_prompt_stay_together_whatever_its_case_and_punctuation(tmp_
         "train", "validation", "test"]
 
 
+def test_a_split_that_stops_at_a_broken_row_leaves_no_folder(tmp_path, capsys):
+    path, out = file_of(tmp_path, *ROWS, "{oops\n"), tmp_path / "parts"
+    assert main(["data", "split", str(path), "--out", str(out)]) == 2
+    assert [each.name for each in tmp_path.iterdir()] == ["mine.jsonl"]
+    assert sum(part["rows"] for part in split(capsys, path, out, "--skip-bad")) == 20
+
+
 def test_the_part_of_a_prompt_is_fixed_for_all_time():
     group = group_of(pair("Why is it so?", "x", "y", "a"), by="prompt")
     assert group == "user: why is it so"

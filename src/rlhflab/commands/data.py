@@ -152,7 +152,8 @@ def split_command(file: Path, /, *, out: Path, shares: str = "0.9,0.1", names: s
                   "share": f"{part.prompts / max(total, 1):.1%} of the prompts, {part.asked:.1%} asked for"}
                  for part in parts], False)
     left_out = f" {len(skipped):,} broken rows were left out." if skipped else ""
-    print(f"\nWrote {out}.{left_out} Next: rlhflab data check {' '.join(str(part.path) for part in parts)}")
+    filled = " ".join(str(part.path) for part in parts if part.rows)  # To a check, an empty file is a mistake.
+    print(f"\nWrote {out}.{left_out} Next: rlhflab data check {filled}")
 
 
 def _shares(text: str) -> list[float]:
