@@ -21,6 +21,7 @@ import yaml
 from rlhflab.cli import main as rlhflab
 from rlhflab.config import KINDS, SampledRun
 from rlhflab.data.formats import write_jsonl
+from rlhflab.model.load import native_dtype
 from rlhflab.runs.folder import environment, peak_memory_gb
 from rlhflab.scenarios import scenario
 
@@ -33,11 +34,14 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--dtype", choices=("auto", "bfloat16", "float32"), default="auto",
+                        help="auto: bfloat16 where the device multiplies it natively")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=["sft", "reward", "dpo", "ppo"])
     parser.add_argument("--steps", type=int, default=4)
     options = parser.parse_args()
+    if options.device == "auto":
+        options.device = "cuda" if torch.cuda.is_available() else "cpu"
     print(f"{'':12} {'memory, GB':>24} {'seconds':>24}\n{'':12}" + f" {'estimate':>9} {'run':>7} {'ratio':>6}" * 2)
     rows = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -45,7 +49,8 @@ def main() -> None:
             rows[kind] = beside(kind, options, Path(scratch))
             print(f"{kind:12}" + "".join(f" {row['estimate']:9.2f} {row['run']:7.2f} {row['ratio']:6.2f}"
                                          for row in rows[kind].values()), flush=True)
-    print(json.dumps({"model": options.model, "dtype": options.dtype, "steps": options.steps, "kinds": rows,
+    dtype = native_dtype(options.device) if options.dtype == "auto" else options.dtype
+    print(json.dumps({"model": options.model, "dtype": dtype, "steps": options.steps, "kinds": rows,
                       **environment()}, indent=2))
 
 

@@ -125,6 +125,8 @@ def test_a_single_prompt_goes_the_way_of_a_file_of_prompts(capsys, stand_in):
 @pytest.mark.parametrize(("error", "code", "words"), [
     (KeyboardInterrupt(), 130, "Stopped. What was finished is kept"),
     (OSError(errno.ENOSPC, "No space", "runs/a/x.bin"), 2, "rlhflab: the disk is full at runs/a/x.bin; free some"),
+    (PermissionError(errno.EACCES, "Permission denied", "/page.html"), 2,
+     "rlhflab: /page.html: cannot be used: Permission denied\n"),
     (ModelError("no model is called 'x'"), 2, "rlhflab: no model is called 'x'\n"),
 ])
 def test_what_stops_a_run_is_said_without_a_traceback(capsys, stand_in, error, code, words, monkeypatch):

@@ -27,15 +27,21 @@ class Piece:
     model: str
     """A name of the lab; for TRL, a transformers folder."""
     device: str
+    precision: str
+    """bf16 or fp32, of both sides."""
     everything: bool
     """All rows; else `pairs` and `held_out` many."""
     pairs: int
     held_out: int
     batch: int
     micro_tokens: int
+    micro_pairs: int
+    """Pairs that TRL reads at a time; divides the batch."""
     prompt_tokens: int
     answer_tokens: int
     seed: int
+    command: str = ""
+    """By which it was asked for."""
 
     def rows(self, part: str) -> list[dict[str, Any]]:
         """`train` or `held_out`, as `rows` wrote them."""
@@ -43,9 +49,13 @@ class Piece:
             encoding="utf-8").splitlines()]
 
     def result(self, right: list[float], seconds: float, **more: Any) -> dict[str, Any]:
-        """What a side says of the held-out pairs."""
-        return {"set": self.set, "side": self.side, "training_pairs": len(self.rows("train")), "right": right,
-                "prompts": [row["prompt_id"] for row in self.rows("held_out")], "seconds": seconds, **more}
+        """What a side says of the held-out pairs, of all it read and of itself."""
+        train, held_out = self.rows("train"), self.rows("held_out")
+        asked = {name: getattr(self, name) for name in ("set", "side", "precision", "batch", "prompt_tokens",
+                                                        "answer_tokens", "command")}
+        return {**asked, "training_pairs": len(train), "right": right, "seconds": seconds,
+                "prompts": [row["prompt_id"] for row in held_out],
+                "cut": sum(row["cut"] for row in (*train, *held_out)) / max(len(train) + len(held_out), 1), **more}
 
 
 def ordered(chosen: list[float], rejected: list[float]) -> list[float]:

@@ -9,6 +9,7 @@ from random import Random
 from typing import Any
 
 import numpy as np
+import torch
 
 from peers.human import RATE, Piece, ordered, serve
 from peers.ours import prompt_of
@@ -30,6 +31,7 @@ from rlhflab.train.state import Schedule
 APART = {True: 0.2, False: 1 / 3}
 """Share of the prompts that is held out, of all rows and of some."""
 FOLDS = 5
+DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 
 
 def rows(piece: Piece) -> dict[str, Any]:
@@ -150,11 +152,11 @@ def by_words(train: Sequence[PreferencePair], held_out: Sequence[PreferencePair]
 
 def ours(piece: Piece) -> dict[str, Any]:
     """A reward role by our recipe, one epoch from the base."""
-    model = SharedModel.load(piece.model, dtype="bfloat16", device=piece.device)
+    model = SharedModel.load(piece.model, dtype=DTYPES[piece.precision], device=piece.device)
     chat = ChatFormat(model.tokenizer)
-    run = make_run("reward", {"model": piece.model, "batch": piece.batch, "epochs": 1, "seed": piece.seed,
-                              "micro_tokens": piece.micro_tokens, "optimizer": {"learning_rate": RATE},
-                              "head_learning_rate": 3 * RATE})
+    run = make_run("reward", {"model": piece.model, "dtype": DTYPES[piece.precision], "batch": piece.batch, "epochs": 1,
+                              "seed": piece.seed, "micro_tokens": piece.micro_tokens,
+                              "optimizer": {"learning_rate": RATE}, "head_learning_rate": 3 * RATE})
     assert isinstance(run, RewardRun)
     train, held_out = (pairs_in(piece.rows(part)) for part in ("train", "held_out"))
     preferences = [preference_tree(chat, group) for group in group_by_prompt(train)]
@@ -167,7 +169,7 @@ def ours(piece: Piece) -> dict[str, Any]:
     trees = [preference_tree(chat, [pair]).tree for pair in held_out]
     scores = [each.tolist() for each in score_trees(model, trees, role="reward", micro_tokens=piece.micro_tokens)]
     return piece.result(ordered([each[0] for each in scores], [each[1] for each in scores]), seconds,
-                        settings=run.model_dump(mode="json"))
+                        settings=run.model_dump(mode="json"), threads=torch.get_num_threads())
 
 
 if __name__ == "__main__":

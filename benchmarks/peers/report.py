@@ -113,7 +113,9 @@ def write_page(path: Path, name: str, text: str, environment: Mapping[str, Any],
     filled = "\n".join([f"{datetime.now(UTC):%Y-%m-%d}, commit {environment['commit']}, {environment['machine']}; "
                         f"{versions}.", "", f"`{command}`", "", text])
     page = path.read_text(encoding="utf-8") if path.is_file() else "# Performance\n"
-    path.write_text(replaced(page, name, filled), encoding="utf-8")
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(replaced(page, name, filled), encoding="utf-8")
+    unfinished.replace(path)
 
 
 def replaced(page: str, name: str, text: str) -> str:

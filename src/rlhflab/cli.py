@@ -13,6 +13,9 @@ from cyclopts import App, CycloptsError, Parameter
 from rlhflab import __version__, commands
 from rlhflab.errors import LabError
 
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+"""What the system says of a path that the user named and the program may not use as it was asked to."""
+
 app = App(
     name="rlhflab",
     help="Preference data to reward model to DPO and PPO to evidence, on one CPU or one GPU.",
@@ -48,10 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader, `head` say, has enough; Python's own flush at exit must not complain either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno == errno.ENOSPC:
+            return _fail(f"the disk is full{f' at {error.filename}' if error.filename else ''}; "
+                         "free some space and run the command again")
+        if error.errno not in REFUSED or not error.filename:
             raise
-        return _fail(f"the disk is full{f' at {error.filename}' if error.filename else ''}; "
-                     "free some space and run the command again")
+        return _fail(f"{error.filename}: cannot be used: {error.strerror}")
     return 0
 
 

@@ -172,6 +172,20 @@ def test_a_screen_reader_hears_what_each_control_is(site, browser):
     assert page.locator("h1").count() == 1 and page.get_by_role("status").count() == 1
 
 
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844), (844, 390)])
+def test_nothing_that_has_the_focus_is_under_the_bar(site, browser, width, height):
+    page, _, _ = watched(browser, width)
+    page.set_viewport_size({"width": width, "height": height})
+    page.goto(site.link("anna"))
+    page.wait_for_selector("#judge")
+    page.wait_for_load_state("load")
+    page.keyboard.press("r")
+    page.wait_for_function("""() => {
+        const one = document.activeElement, bar = document.querySelector(".verdicts");
+        return one.name === "reason" && one.getBoundingClientRect().bottom <= bar.getBoundingClientRect().top; }""")
+    assert page.get_by_role("group", name="How much better?").count() == 1, "heard on a phone too"
+
+
 def test_single_keys_can_be_turned_off(site, browser):
     page, _, _ = watched(browser)
     page.goto(site.link("anna"))

@@ -76,7 +76,7 @@ def test_a_thumb_is_no_pair_and_only_a_good_one_is_a_demonstration(tmp_path):
     rows = [{"prompt": "2+2?", "completion": answer, "label": answer == "4"} for answer in ("4", "5")]
     first = file_of(tmp_path, rows)
     assert convert(first, tmp_path / "second.jsonl", to="demonstrations").dropped == {"thumbs down": 1}
-    with pytest.raises(DataError, match="no pairs are left to write: of 2 thumbs, dropped are 2 thumbs"):
+    with pytest.raises(DataError, match=r"jsonl: no pairs are left to write; it holds 2 thumbs, and dropped are 2 th"):
         convert(first, tmp_path / "third.jsonl")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first.jsonl", "second.jsonl"]
 

@@ -113,4 +113,6 @@ def test_an_export_of_nothing_says_why_and_writes_nothing(store, tmp_path):
         export(store, tmp_path / "t.jsonl", shape="thumbs")
     with pytest.raises(ConfigError, match=r"--min-agreement 1\.5: must be from 0 to 1"):
         export(store, tmp_path / "t.jsonl", rule=Rule(min_agreement=1.5))
+    with pytest.raises(ConfigError, match=r"t.csv: an export is JSONL, in a file that ends in .jsonl or .jsonl.gz"):
+        export(store, tmp_path / "t.csv")
     assert not (tmp_path / "t.jsonl").exists()

@@ -135,6 +135,9 @@ def test_a_folder_of_data_files_is_read_without_a_script(tmp_path):
     pytest.importorskip("datasets")
     write_rows(tmp_path / "set" / "train.jsonl", [{"prompt": "2+2?", "chosen": "4"}], example=EXAMPLE)
     assert [row.values["chosen"] for row in rows_of(tmp_path / "set")] == ["4"]
+    write_rows(tmp_path / "set" / "test.jsonl", [{"prompt": "2+2?", "chosen": "5"}], example=EXAMPLE)
+    with pytest.raises(DataError, match=r"set: its files are several splits, test, train; name the file of one"):
+        list(rows_of(tmp_path / "set"))
     (tmp_path / "bare").mkdir()
     with pytest.raises(DataError, match=r"bare: is no folder of a data set"):
         list(rows_of(tmp_path / "bare"))

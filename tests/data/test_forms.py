@@ -93,6 +93,13 @@ def test_equal_scores_tie_and_an_answer_without_a_score_is_not_compared(tmp_path
         items_of(tmp_path, {"prompt": "2+2?", "completions": [{"response": "4", "score": 3}, {"response": "5"}]})
 
 
+def test_the_set_that_a_prompt_is_from_scored_no_answer(tmp_path):
+    row = {"source": "evol_instruct", "instruction": "2+2?", "completions": [
+        {"response": "4", "overall_score": 9}, {"response": "5", "overall_score": 2}]}
+    assert only(tmp_path, row)[3] == [("", "a")]
+    assert [pair.source for pair in pairs_of(items_of(tmp_path, row)[0])] == ["evol_instruct"]
+
+
 def test_votes_by_worker_are_judgments_and_votes_by_count_are_nobodys(tmp_path):
     row = {"prompt": "2+2?", "response_a": "4", "response_b": "5", "label": "a", "votes": {"a": 2, "b": 0, "tie": 1}}
     assert only(tmp_path, row)[3] == [("", "a"), ("", "a"), ("", "tie")]
@@ -209,6 +216,8 @@ def test_a_format_is_found_by_most_of_the_first_rows(tmp_path):
 def test_rows_of_no_format_and_unknown_formats_are_named(tmp_path):
     with pytest.raises(DataError, match=r"mine.jsonl:1: holds 'city', which is no data format of the lab"):
         items_of(tmp_path, {"city": "Bern"})
+    with pytest.raises(DataError, match=r"mine.jsonl:1: is one message of an OpenAssistant tree; whole trees can be"):
+        items_of(tmp_path, {"message_id": "m", "parent_id": None, "message_tree_id": "m", "text": "2+2?"})
     with pytest.raises(ConfigError, match=r"mine.jsonl: no data format is called 'hhh'; there are alpaca, arena"):
         items_of(tmp_path, USER, form="hhh")
 

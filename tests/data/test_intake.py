@@ -45,6 +45,21 @@ def test_a_broken_row_is_named_and_nothing_of_its_file_is_stored(tmp_path, row, 
     assert store.counts()["comparisons"] == 0
 
 
+def test_broken_rows_are_left_out_where_somebody_hears_of_them(tmp_path):
+    store, bad = Store.open(tmp_path / "s.sqlite"), []
+    path = file_of(tmp_path, {"city": "Bern"}, GOOD, {**GOOD, "b": "4"}, {**GOOD, "judgments": [{"verdict": "c"}]})
+    assert take_file(store, path, bad=bad.append) == ((1, 0), (0, 0))
+    assert [error.args[0].partition(": ")[0].rpartition(":")[2] for error in bad] == ["1", "3", "4"]
+    with pytest.raises(DataError, match=r"mine.jsonl: holds no row that can be judged"):
+        take_file(store, file_of(tmp_path, {**GOOD, "b": "4"}), bad=bad.append)
+
+
+def test_broken_rows_of_another_format_are_left_out_too(tmp_path):
+    row, bad = {"prompt": "Hi", "response_a": "Hello.", "response_b": "Go away.", "label": "a"}, []
+    items, _ = read_items(file_of(tmp_path, row, {**row, "label": "c"}), bad=bad.append)
+    assert len(items) == 1 and "mine.jsonl:2: 'label' must be a, b or tie" in str(bad[0])
+
+
 def test_a_row_that_holds_nothing_to_judge_names_the_shapes(tmp_path):
     with pytest.raises(DataError, match=r"mine.jsonl:1: 'a' is missing; .* 'chosen' and 'rejected' .* found 'prompt'"):
         read_items(file_of(tmp_path, {"prompt": "2+2?"}))

@@ -11,6 +11,7 @@ from rlhflab.errors import ConfigError, DataError
 from rlhflab.progress import Progress
 from rlhflab.runs.data_check import Asked, check_data, read_limits, suite_of
 from rlhflab.scenarios import scenario
+from rlhflab.suites import suite_named
 from survey_rows import pair
 
 ROWS = [{"prompt": f"question number {i}?", "chosen": f"answer {i}", "rejected": f"reply no. {i}, longer"}
@@ -127,8 +128,18 @@ def test_prompts_of_a_scenarios_evaluation_are_met_in_a_file_that_holds_them(tmp
     asked = [prompt.messages[-1].content for prompt in scenario("helpdesk").prompts("evaluation", 3)]
     path = file_of(tmp_path, *ROWS, *({"prompt": text, "chosen": "a", "rejected": "b"} for text in asked))
     assert rates(check(capsys, path, "--against", "helpdesk")[1])["contamination"] == 3
-    with pytest.raises(DataError, match="nobody: is neither a file nor a scenario; there are devtools, helpdesk"):
+    with pytest.raises(DataError, match="nobody: is neither a file nor a scenario or suite; there are brevity, det"):
         suite_of("nobody")
+
+
+def test_prompts_of_a_behaviour_suite_are_met_in_a_file_that_holds_them(tmp_path, capsys):
+    asked = suite_named("brevity").prompts[0].messages[-1].content
+    path = file_of(tmp_path, *ROWS, {"prompt": asked, "chosen": "a", "rejected": "b"})
+    assert rates(check(capsys, path, "--against", "brevity")[1])["contamination"] == 1
+    (tmp_path / "mine").mkdir()
+    file_of(tmp_path / "mine", {"id": "p", "prompt": ROWS[4]["prompt"]}, name="asked.jsonl")
+    (tmp_path / "mine" / "suite.yaml").write_text("name: mine\nkind: rerun\nprompts: asked.jsonl\n")
+    assert rates(check(capsys, path, "--against", "mine")[1])["contamination"] == 1
 
 
 def test_tokens_are_counted_by_a_model_without_its_weights(tmp_path):
@@ -165,6 +176,13 @@ def test_rows_of_one_prompt_stay_together_whatever_its_case_and_punctuation(tmp_
     parts = split(capsys, file_of(tmp_path, *rows), tmp_path / "parts", "--shares", "0.5,0.3,0.2")
     assert sorted(part["rows"] for part in parts) == [0, 0, 15] and [part["name"] for part in parts] == [
         "train", "validation", "test"]
+
+
+def test_a_split_that_stops_at_a_broken_row_leaves_no_folder(tmp_path, capsys):
+    path, out = file_of(tmp_path, *ROWS, "{oops\n"), tmp_path / "parts"
+    assert main(["data", "split", str(path), "--out", str(out)]) == 2
+    assert [each.name for each in tmp_path.iterdir()] == ["mine.jsonl"]
+    assert sum(part["rows"] for part in split(capsys, path, out, "--skip-bad")) == 20
 
 
 def test_the_part_of_a_prompt_is_fixed_for_all_time():

@@ -11,7 +11,7 @@ from local_server import LocalServer
 from rlhflab.cli import main
 from rlhflab.data.formats import write_jsonl
 from rlhflab.data.types import Comparison, Judged, Judgment, Message, Prompt
-from rlhflab.errors import ConfigError, RunError
+from rlhflab.errors import ConfigError, DataError, RunError
 from rlhflab.progress import Progress
 from rlhflab.rollout.served_judge import server_ask
 from rlhflab.runs.comparisons import judged_row, read_judged
@@ -68,6 +68,14 @@ def test_below_the_asked_agreement_nothing_is_written_or_asked_of_the_rest(tmp_p
         judge(rows(tmp_path / "in.jsonl", "baaa...."), judge_of(longer, seen))
     assert not (tmp_path / "out.jsonl").exists() and len(seen) == 8, "four comparisons in both orders"
     assert judge(tmp_path / "in.jsonl", judge_of(longer), min_agreement=0.2)["scored"] == 8
+
+
+def test_a_broken_row_stops_a_judge_unless_it_is_left_out(tmp_path: Path) -> None:
+    path = rows(tmp_path / "c.jsonl", "bb.")
+    path.write_text(path.read_text() + '{"prompt": "q", "a": "x"}\n')
+    with pytest.raises(DataError, match=r"c.jsonl:4: 'b' is missing"):
+        judge(path, judge_of(longer))
+    assert judge(path, judge_of(longer), skip_bad=True)["comparisons"] == 3
 
 
 def test_a_verdict_that_changes_with_the_order_is_none_with_its_reason(tmp_path: Path) -> None:

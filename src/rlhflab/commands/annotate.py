@@ -26,7 +26,8 @@ def annotate_command(*sources: str, store: str | None = None, annotator: list[st
                      adjudicator: list[str] | None = None, overlap: Count | None = None, gold_every: Every = 10,
                      repeat_every: Every = 0, lease_hours: Positive = 24.0, adapter: list[str] | None = None,
                      model: str = DEFAULT_MODEL, prompts: str = "helpdesk", n: Count = 100,
-                     max_new_tokens: Count = 96, temperature: Positive = 0.7, seed: Seed = 0, host: str = "127.0.0.1",
+                     max_new_tokens: Count = 96, temperature: Positive = 0.7, seed: Seed = 0, skip_bad: bool = False,
+                     host: str = "127.0.0.1",
                      port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535))] = 8484,
                      token: Annotated[str | None, Parameter(env_var="RLHFLAB_TOKEN")] = None) -> None:
     """Judge answers in the browser: two side by side in random order, or single ones by thumbs.
@@ -51,6 +52,7 @@ def annotate_command(*sources: str, store: str | None = None, annotator: list[st
         max_new_tokens: Longest answer they write, tokens.
         temperature: Of their answers.
         seed: Of their answers, and of what is drawn from a run folder.
+        skip_bad: Leave broken rows of the files out and count them, instead of stopping at the first.
         host: The address to listen on; other machines reach 0.0.0.0, which needs a token.
         port: The port to listen on; 0 for any that is free.
         token: At least 16 random characters, from which the links are made, so that they stay the same next time.
@@ -68,7 +70,7 @@ def annotate_command(*sources: str, store: str | None = None, annotator: list[st
                      temperature=temperature, seed=seed) if adapter else None
     bound = bind(host, port)  # Before anything is stored: a port in use changes nothing.
     opened = _opened(name)
-    _take(opened, files, n=n, seed=seed)
+    _take(opened, files, n=n, seed=seed, skip_bad=skip_bad)
     if overlap is not None:
         opened.set_overlap(overlap)
     before = opened.counts()
@@ -105,14 +107,16 @@ def store_command(store: str, /, *, as_json: Json = False) -> None:
               f"Next: rlhflab store export {opened.name} --out pairs.jsonl")
 
 
-def store_import_command(store: str, /, *sources: str, n: Count = 100, seed: Seed = 0, as_json: Json = False) -> None:
+def store_import_command(store: str, /, *sources: str, n: Count = 100, seed: Seed = 0, skip_bad: bool = False,
+                         as_json: Json = False) -> None:
     """Append what is to be judged to a store, and judgments that a file holds. What is there already stays as it is.
 
     Args:
         store: The store's file, made where there is none, or its postgresql:// URL.
-        sources: files of comparisons, pairs or single answers in any format of `rlhflab list formats`, or run folders.
+        sources: Files of comparisons, pairs or single answers in any format of `rlhflab list formats`, or run folders.
         n: Comparisons drawn from a run folder, at most.
         seed: Of what is drawn from a run folder.
+        skip_bad: Leave broken rows out and count them, instead of stopping at the first.
         as_json: Print what was added as JSON.
     """
     _need_app()
@@ -120,7 +124,7 @@ def store_import_command(store: str, /, *sources: str, n: Count = 100, seed: See
         raise ConfigError("store import: needs a JSONL file or a run folder beside the store")
     files = [_existing(each) for each in sources]
     opened = _opened(store)
-    added = _take(opened, files, n=n, seed=seed)
+    added = _take(opened, files, n=n, seed=seed, skip_bad=skip_bad)
     print_value({"store": opened.name, "added": added}, True) if as_json else print(
         f"Next: rlhflab annotate {opened.name}")
 
@@ -228,23 +232,25 @@ def _opened(store: str, *, create: bool = True) -> "Store":
     return Store.open(store, create=create)
 
 
-def _take(store: "Store", files: Sequence[Path], *, n: int, seed: int) -> list[dict[str, Any]]:
+def _take(store: "Store", files: Sequence[Path], *, n: int, seed: int, skip_bad: bool) -> list[dict[str, Any]]:
     """Append what the files hold, and say so on stderr."""
     from rlhflab.data.intake import take_file
 
     added = []
     for path in files:
+        broken: list[DataError] = []
         if path.is_dir():
             from rlhflab.runs.to_judge import items_of_run
 
             drawn = items_of_run(path, n=n, seed=seed)
             items, judgments = store.add(drawn), None
         else:
-            items, judgments = take_file(store, path)
+            items, judgments = take_file(store, path, bad=broken.append if skip_bad else None)
         said = f", {judgments.new} judgments ({judgments.known} known)" if judgments and any(judgments) else ""
+        said += f"; {len(broken)} broken rows left out, the first: {broken[0]}" if broken else ""
         print(f"{path}: {items.new} added, {items.known} known{said}", file=sys.stderr)
         added.append({"source": str(path), "new": items.new, "known": items.known,
-                      "judgments": judgments.new if judgments else 0})
+                      "judgments": judgments.new if judgments else 0, "skipped": len(broken)})
     return added
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from rlhflab.commands.shared import DEFAULT_MODEL, Json, print_table, print_value, quietly
+from rlhflab.commands.shared import DEFAULT_MODEL, Form, Json, print_table, print_value, quietly
 from rlhflab.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ SHOWN = 5
 
 
 def convert_command(source: str, target: Path, /, *,
-                    source_form: Annotated[str | None, Parameter(name="--from")] = None, to: str = "pairs",
+                    source_form: Form = None, to: str = "pairs",
                     rule: Literal["majority", "each"] = "majority", skip_bad: bool = False,
                     as_json: Json = False) -> None:
     """Write a data file in another format.
@@ -68,7 +68,7 @@ def _in_words(done: "Converted") -> str:
 def check_command(file: Path, /, *more: Path, model: str = DEFAULT_MODEL, no_tokens: bool = False,
                   max_length: Annotated[int, Parameter(validator=Number(gte=8))] = 1024,
                   against: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = (),
-                  limits: Path | None = None, fix: Path | None = None, form: str | None = None,
+                  limits: Path | None = None, fix: Path | None = None, form: Form = None,
                   skip_bad: bool = False, out: Path = Path("data-check.html"), as_json: Json = False) -> int:
     """Look for what is wrong with data before anything learns from it, and write a page about it.
 
@@ -82,7 +82,8 @@ def check_command(file: Path, /, *more: Path, model: str = DEFAULT_MODEL, no_tok
         model: Counts the tokens: a name of `rlhflab models`, a hub id, or a local transformers folder.
         no_tokens: Count no tokens, which takes half of the time and needs no model.
         max_length: Longest prompt plus answer, tokens, as in a run file.
-        against: Evaluations whose prompts are looked for: scenarios, or files.
+        against: Evaluations whose prompts are looked for: scenarios, names of `rlhflab list suites`, folders with a
+            suite.yaml, or files of prompts.
         limits: A YAML file of checks with the largest share each may find, such as `duplicates: 0.01`.
         fix: Write a cleaned copy here, a folder for several files, and beside it a list of every row it touches.
         form: The format of the rows; found out by the first ones where absent.
@@ -115,7 +116,7 @@ def check_command(file: Path, /, *more: Path, model: str = DEFAULT_MODEL, no_tok
 
 
 def split_command(file: Path, /, *, out: Path, shares: str = "0.9,0.1", names: str = "",
-                  by: Literal["prompt", "first_turn"] = "prompt", salt: str = "", form: str | None = None,
+                  by: Literal["prompt", "first_turn"] = "prompt", salt: str = "", form: Form = None,
                   skip_bad: bool = False, as_json: Json = False) -> None:
     """Split a data file by its prompts, so that no prompt is in two parts and none moves when the file grows.
 
@@ -151,7 +152,8 @@ def split_command(file: Path, /, *, out: Path, shares: str = "0.9,0.1", names: s
                   "share": f"{part.prompts / max(total, 1):.1%} of the prompts, {part.asked:.1%} asked for"}
                  for part in parts], False)
     left_out = f" {len(skipped):,} broken rows were left out." if skipped else ""
-    print(f"\nWrote {out}.{left_out} Next: rlhflab data check {' '.join(str(part.path) for part in parts)}")
+    filled = " ".join(str(part.path) for part in parts if part.rows)  # To a check, an empty file is a mistake.
+    print(f"\nWrote {out}.{left_out} Next: rlhflab data check {filled}")
 
 
 def _shares(text: str) -> list[float]:

@@ -6,10 +6,9 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from rlhflab.commands.shared import Count, Json, Seed, print_table, print_value, quietly
+from rlhflab.commands.shared import Count, Form, Json, Seed, print_table, print_value, quietly
 
 Share = Annotated[float, Parameter(validator=Number(gte=0, lte=1))]
-Form = Annotated[str | None, Parameter(name="--from")]
 
 
 def agreement_command(file: Path, /, *, judge: list[str] | None = None, form: Form = None, skip_bad: bool = False,
@@ -44,8 +43,8 @@ def agreement_command(file: Path, /, *, judge: list[str] | None = None, form: Fo
 
 def judge_command(file: Path, /, *, judge: str, served_as: str | None = None, adapter: Path | None = None,
                   rubric: str | None = None, labelled: Path | None = None, min_agreement: Share = 0.6,
-                  max_new_tokens: Count = 8, token_env: str | None = None, form: Form = None, out: Path | None = None,
-                  as_json: Json = False) -> None:
+                  max_new_tokens: Count = 8, token_env: str | None = None, form: Form = None, skip_bad: bool = False,
+                  out: Path | None = None, as_json: Json = False) -> None:
     """Let a model judge comparisons, if people's own labels vouch for it.
 
     Each comparison is asked in both orders; a verdict that changes with the order, or cannot be read, is none. The
@@ -64,6 +63,7 @@ def judge_command(file: Path, /, *, judge: str, served_as: str | None = None, ad
         max_new_tokens: Longest reply, tokens.
         token_env: The environment variable with the token that the server asks for.
         form: The format of the file; found out by its first rows where absent.
+        skip_bad: Leave out broken rows and count them, instead of stopping at the first.
         out: The JSONL file of the labels; FILE.judged.jsonl where absent.
         as_json: Print what was done as JSON.
     """
@@ -77,7 +77,7 @@ def judge_command(file: Path, /, *, judge: str, served_as: str | None = None, ad
         file, open_judge(judge, served_as=served_as, adapter=adapter, max_new_tokens=max_new_tokens,
                          token_env=token_env),
         out=target, rubric=text or CRITERIA, labelled=labelled, min_agreement=min_agreement, form=form,
-        progress=Progress()))
+        skip_bad=skip_bad, progress=Progress()))
     print_value(found, as_json)
     if not as_json:
         print(f"Wrote {target}. Next: rlhflab data agreement {target} --judge {found['judge']}")

@@ -17,6 +17,8 @@ T = TypeVar("T")
 Json = Annotated[bool, Parameter(name="--json")]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
 Seed = Annotated[int, Parameter(validator=Number(gte=0))]
+Form = Annotated[str | None, Parameter(name="--from")]
+"""The data format of a file."""
 Override = Annotated[str, Parameter(allow_leading_hyphen=True)]
 SEVERAL = Parameter(consume_multiple=True)
 """Of a flag that takes its values behind it: `--seeds 0 1 2`."""

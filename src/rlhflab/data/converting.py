@@ -60,7 +60,7 @@ def convert(source: Path | str, target: Path, *, form: str | None = None, to: st
         raise ConfigError(f"{target}: exists already; name a new file")
     kind_of_file(target)
     form = form or detect_form(source)
-    work = _Conversion(written, rule, bad)
+    work = _Conversion(str(source), written, rule, bad)
     items = _telling(read_items(source, form=form, bad=work.skip if bad else None), advance)
     write_rows(target, work.rows(items), example=written.example)
     return Converted(path=target, form=form, to=to, rule=rule, read=dict(work.read), rows=work.written, bad=work.bad,
@@ -87,8 +87,8 @@ def _telling(items: Iterator[Located], advance: Callable[[int], None]) -> Iterat
 class _Conversion:
     """Counts what passes while rows are made."""
 
-    def __init__(self, form: Form, rule: Rule, bad: Told | None) -> None:
-        self._form, self._rule, self._tell = form, rule, bad
+    def __init__(self, source: str, form: Form, rule: Rule, bad: Told | None) -> None:
+        self._source, self._form, self._rule, self._tell = source, form, rule, bad
         self.read: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
         self.bad = self.written = 0
@@ -112,9 +112,10 @@ class _Conversion:
                     self.written += 1
                     yield row
         if not self.written:
-            why = counted(self.dropped) or f"{self.bad:,} broken rows"
+            lost = counted({**self.dropped, **({"broken rows": self.bad} if self.bad else {})})
             wanted = NAMES[self._form.holds] if self._form.holds else "rows"
-            raise DataError(f"no {wanted} are left to write: of {counted(self.read) or 'no items'}, dropped are {why}")
+            raise DataError(f"{self._source}: no {wanted} are left to write; it holds "
+                            f"{counted(self.read) or 'nothing that can be read'}, and dropped are {lost}")
 
     def _records(self, item: Item) -> Iterator[Any]:
         """An item as what the format's rows hold."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from rlhflab.data.files import kind_of_file
 from rlhflab.data.formats import pair_row, prompt_row, thumb_row, write_jsonl
 from rlhflab.data.judging import Purpose, Said, Standing, digest
 from rlhflab.data.store import Store
@@ -66,6 +67,9 @@ def export(store: Store, out: Path, *, shape: Shape = "pairs", rule: Rule = Rule
     """Write the rows and their sidecar, whole or not at all. DataError where nothing can be exported."""
     if not 0 <= rule.min_agreement <= 1:
         raise ConfigError(f"--min-agreement {rule.min_agreement}: must be from 0 to 1")
+    if kind_of_file(out) != ".jsonl":
+        raise ConfigError(f"--out {out}: an export is JSONL, in a file that ends in .jsonl or .jsonl.gz; rlhflab data "
+                          "convert makes other files of it")
     counted: Counter[str] = Counter()
     with store.moment() as moment:
         standings = store.everything(moment)

@@ -20,6 +20,7 @@ from rlhflab.data.formats import (
     Row,
     Told,
     first_line,
+    json_problem,
     kind_of,
     open_bytes,
     read_rows,
@@ -156,10 +157,10 @@ class _ListText:
             except json.JSONDecodeError as error:
                 if len(self._text) - self._at > LONGEST_ROW:
                     raise DataError(f"{self.path}:{self.line}: is longer than {LONGEST_ROW // 2**20} MiB, or is not "
-                                    f"JSON: {error.msg}") from error
+                                    f"JSON: {json_problem(error)}") from error
                 if not self._more():
                     self.line += self._text.count("\n", self._at, error.pos)
-                    raise self._broken(error.msg) from error
+                    raise self._broken(json_problem(error)) from error
             except (ValueError, RecursionError) as error:
                 raise self._broken(str(error)) from error
             else:
@@ -330,9 +331,13 @@ def _folder_rows(folder: Path, bad: Told | None) -> Iterator[Row]:
             rows: Any = datasets.load_from_disk(str(folder))
         else:
             if (folder / "dataset_dict.json").exists():
-                splits = ", ".join(sorted(child.name for child in folder.iterdir() if child.is_dir()))
-                raise DataError(f"{folder}: holds several splits; name the folder of one: {splits}")
-            rows = datasets.load_dataset(str(folder), split="train", streaming=True)
+                names = ", ".join(sorted(child.name for child in folder.iterdir() if child.is_dir()))
+                raise DataError(f"{folder}: holds several splits; name the folder of one: {names}")
+            splits = datasets.load_dataset(str(folder), streaming=True)
+            if len(splits) > 1:  # By the names of its files: train.jsonl and test.jsonl are two.
+                raise DataError(f"{folder}: its files are several splits, {', '.join(sorted(splits))}; name the file "
+                                "of one")
+            rows, = splits.values()
     except DataError:
         raise
     except Exception as error:  # datasets raises what its file systems and builders raise

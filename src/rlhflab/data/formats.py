@@ -329,7 +329,7 @@ def _object(path: Path, number: int, line: bytes) -> dict[str, Any] | None:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}:{number}: is not UTF-8 at byte {error.start} of the line") from error
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{number}: is not JSON at column {error.colno}: {error.msg}; "
+        raise DataError(f"{path}:{number}: is not JSON at column {error.colno}: {json_problem(error)}; "
                         "every line is to hold one whole object") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}:{number}: cannot be read as JSON: {error}") from error
@@ -370,6 +370,11 @@ def unreadable(path: Path, error: Exception, *, behind: int = 0) -> DataError:
     """The error of a file that breaks off: `behind` lines or rows of it were read."""
     where = f"{path}:{behind + 1}: cannot be read from here on" if behind else f"{path}: cannot be read"
     return DataError(f"{where}: {getattr(error, 'strerror', None) or first_line(error)}")
+
+
+def json_problem(error: json.JSONDecodeError) -> str:
+    """What is wrong with a text; where is said beside it."""
+    return error.msg.removesuffix(" starting at")
 
 
 def first_line(error: Exception) -> str:

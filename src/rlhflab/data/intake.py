@@ -1,16 +1,16 @@
 """From files to items of an annotation store: comparisons, pairs, single answers, and what a store itself wrote.
 
 Files of other formats come in by `reading`, with the judgments of annotators that they name. A file is read whole
-before anything is stored, so a broken row leaves the store as it was.
+before anything is stored, so a broken row leaves the store as it was, unless such rows are to be left out.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from rlhflab.data import reading
 from rlhflab.data.files import rows_of
-from rlhflab.data.formats import ANSWER_KEYS, Row, comparison_in, pair_in, thumb_in
+from rlhflab.data.formats import ANSWER_KEYS, Row, comparison_in, pair_in, tell, thumb_in
 from rlhflab.data.judging import (
     PAIR_VERDICTS,
     SINGLE_VERDICTS,
@@ -36,6 +36,10 @@ SHAPES = ("'a' and 'b' (a comparison)", "'chosen' and 'rejected' (a pair)",
           f"one of {', '.join(map(repr, ANSWER_KEYS))} (a single answer)")
 
 
+Heard = Callable[[DataError], None]
+"""Hears of a row that cannot be used, where reading is to go on."""
+
+
 class Taken(NamedTuple):
     """What a file gave to a store."""
 
@@ -43,37 +47,63 @@ class Taken(NamedTuple):
     judgments: Counted
 
 
-def take_file(store: Store, path: Path) -> Taken:
-    """Append the items of a JSONL file, and the judgments that it holds. DataError names file, line and key."""
-    items, told = read_items(path)
+def take_file(store: Store, path: Path, *, bad: Heard | None = None) -> Taken:
+    """Append the items of a file, and the judgments that it holds. DataError names file, line and key.
+
+    Where `bad` is given, it is told of broken rows, and the others are taken; DataError where there are none.
+    """
+    items, told = read_items(path, bad=bad)
+    if not items:
+        raise DataError(f"{path}: holds no row that can be judged")
     return Taken(store.add(items), store.add_judgments(told))
 
 
-def read_items(path: Path) -> tuple[list[Item], list[Told]]:
-    """Items and judgments of a file whose rows all have one shape, that of its first row."""
-    if detect_form(path) not in OWN_FORMS or path.suffixes[-1:] not in ([".jsonl"], [".gz"]):
-        return _of_other_formats(path)
-    rows = list(rows_of(path))
-    items = list(_shape(rows[0])(rows))
-    return items, [told for item, row in zip(items, rows, strict=True) for told in _judgments(item, row)]
-
-
-def _of_other_formats(path: Path) -> tuple[list[Item], list[Told]]:
-    """Comparisons and thumbs of any format. A judgment of which nobody knows whose it is stays out."""
-    items, told = [], []
-    for located in reading.read_items(path):
-        given = located.item
-        if isinstance(given, Judged):
-            item = Item(prompt=given.comparison.prompt, a=given.comparison.a, b=given.comparison.b, meta=given.meta,
-                        source=located.path.name)
-            told += [_told(item, judgment, located) for judgment in given.judgments if judgment.annotator]
-        elif isinstance(given, Thumb):
-            item = Item(prompt=given.prompt, a=given.answer, meta={"label": given.good}, source=located.path.name)
-        else:
-            raise DataError(f"{located.path}:{located.line}: is a {type(given).__name__.lower()}; what is to be judged "
-                            "is a comparison of two answers, a pair or a single answer")
+def read_items(path: Path, *, bad: Heard | None = None) -> tuple[list[Item], list[Told]]:
+    """Items and judgments of a file whose rows all have one shape, that of the first one that has any."""
+    own = detect_form(path) in OWN_FORMS and path.suffixes[-1:] in ([".jsonl"], [".gz"])
+    items: list[Item] = []
+    told: list[Told] = []
+    for item, said in _of_own_shape(path, bad) if own else _of_other_formats(path, bad):
         items.append(item)
+        told += said
     return items, told
+
+
+def _of_own_shape(path: Path, bad: Heard | None) -> Iterator[tuple[Item, list[Told]]]:
+    shape: Callable[[Row], Item] | None = None
+    for row in rows_of(path, bad=bad):
+        try:
+            shape = shape or _shape(row)
+            item = shape(row)
+            said = _judgments(item, row)
+        except DataError as error:
+            tell(bad, error)
+            continue
+        yield item, said
+
+
+def _of_other_formats(path: Path, bad: Heard | None) -> Iterator[tuple[Item, list[Told]]]:
+    """Comparisons and thumbs of any format. A judgment of which nobody knows whose it is stays out."""
+    for located in reading.read_items(path, bad=bad):
+        try:
+            item = _item_of(located)
+            said = [_told(item, judgment, located) for judgment in located.item.judgments if judgment.annotator] \
+                if isinstance(located.item, Judged) else []
+        except DataError as error:
+            tell(bad, error)
+            continue
+        yield item, said
+
+
+def _item_of(located: Located) -> Item:
+    given = located.item
+    if isinstance(given, Judged):
+        return Item(prompt=given.comparison.prompt, a=given.comparison.a, b=given.comparison.b, meta=given.meta,
+                    source=located.path.name)
+    if isinstance(given, Thumb):
+        return Item(prompt=given.prompt, a=given.answer, meta={"label": given.good}, source=located.path.name)
+    raise DataError(f"{located.path}:{located.line}: is a {type(given).__name__.lower()}; what is to be judged is a "
+                    "comparison of two answers, a pair or a single answer")
 
 
 def _told(item: Item, judgment: Judgment, where: Located) -> Told:
@@ -88,45 +118,43 @@ def _told(item: Item, judgment: Judgment, where: Located) -> Told:
                 shown_first=judgment.shown_first, at=judgment.at)
 
 
-def _shape(row: Row) -> Callable[[Sequence[Row]], Iterator[Item]]:
+def _shape(row: Row) -> Callable[[Row], Item]:
     if "a" in row.values or "b" in row.values:
-        return _comparisons
+        return _comparison
     if "chosen" in row.values or "rejected" in row.values:
-        return _pairs
+        return _pair
     if any(key in row.values for key in ANSWER_KEYS):
-        return _single_answers
+        return _thumb if "label" in row.values else _single_answer
     raise row.wrong("a", f"is missing; what is to be judged has {', or '.join(SHAPES)}, found "
                          f"{', '.join(map(repr, row.values)) or 'nothing'}")
 
 
-def _comparisons(rows: Sequence[Row]) -> Iterator[Item]:
-    for row in rows:
-        each = comparison_in(row)
-        yield _item(row, each.prompt, each.a, each.b)
+def _comparison(row: Row) -> Item:
+    each = comparison_in(row)
+    return _item(row, each.prompt, each.a, each.b)
 
 
-def _pairs(rows: Sequence[Row]) -> Iterator[Item]:
-    """Pairs to be judged again; which answer was chosen is kept as meta. Which one becomes a says nothing."""
-    for row in rows:
-        pair = pair_in(row)
-        a, b = sorted((pair.chosen, pair.rejected))
-        yield _item(row, pair.prompt, a, b, chosen="a" if a == pair.chosen else "b")
+def _pair(row: Row) -> Item:
+    """A pair to be judged again; which answer was chosen is kept as meta. Which one becomes a says nothing."""
+    pair = pair_in(row)
+    a, b = sorted((pair.chosen, pair.rejected))
+    return _item(row, pair.prompt, a, b, chosen="a" if a == pair.chosen else "b")
 
 
-def _single_answers(rows: Sequence[Row]) -> Iterator[Item]:
-    """Answers that get a thumb; a label that is there already is kept as meta."""
-    labelled = "label" in rows[0].values
-    for row in rows:
-        if labelled:
-            thumb = thumb_in(row)
-            yield _item(row, thumb.prompt, thumb.answer, None, label=thumb.good)
-            continue
-        given = [key for key in ANSWER_KEYS if key in row.values]
-        if len(given) != 1:
-            raise row.wrong("answer", f"is missing or given twice; a single answer has one of "
-                                      f"{', '.join(map(repr, ANSWER_KEYS))}")
-        messages, answer = row.prompted_answer(given[0])
-        yield _item(row, Prompt(id=row.id, messages=messages, facts=row.facts), answer, None)
+def _thumb(row: Row) -> Item:
+    """An answer that gets another thumb; the label that is there is kept as meta."""
+    thumb = thumb_in(row)
+    return _item(row, thumb.prompt, thumb.answer, None, label=thumb.good)
+
+
+def _single_answer(row: Row) -> Item:
+    """An answer that gets a thumb."""
+    given = [key for key in ANSWER_KEYS if key in row.values]
+    if len(given) != 1:
+        raise row.wrong("answer", f"is missing or given twice; a single answer has one of "
+                                  f"{', '.join(map(repr, ANSWER_KEYS))}")
+    messages, answer = row.prompted_answer(given[0])
+    return _item(row, Prompt(id=row.id, messages=messages, facts=row.facts), answer, None)
 
 
 def _item(row: Row, prompt: Prompt, a: str, b: str | None, **meta: Any) -> Item:

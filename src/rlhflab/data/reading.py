@@ -66,6 +66,9 @@ def detect_form(path: Path | str) -> str:
     if first is None:
         next(rows_of(path))  # Says what is wrong with the first row.
         raise DataError(f"{path}: holds no row that can be read")
+    if {"message_id", "message_tree_id", "text"} <= set(first.values):
+        raise DataError(f"{first.path}:{first.line}: is one message of an OpenAssistant tree; whole trees can be read, "
+                        "such as the *.trees.jsonl.gz files of the same data set")
     keys = ", ".join(map(repr, first.values)) or "nothing"
     raise DataError(f"{first.path}:{first.line}: holds {keys[:200]}, which is no data format of the lab; "
                     "rlhflab list formats shows what each needs")

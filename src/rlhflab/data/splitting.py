@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import Any, Literal
 
 from rlhflab.data.files import rows_of
@@ -36,7 +38,10 @@ class Split:
 def split_file(source: Path, folder: Path, shares: Sequence[float], *, names: Sequence[str] = (), by: By = "prompt",
                salt: str = "", form: str | None = None, bad: Told | None = None,
                advance: Callable[[], None] = lambda: None) -> list[Split]:
-    """Write each part as `folder/NAME.jsonl`. ConfigError for shares that are none, or a folder that exists."""
+    """Write each part as `folder/NAME.jsonl`; the folder appears whole or not at all.
+
+    ConfigError for shares that are none, or a folder that exists.
+    """
     names = tuple(names) or NAMES.get(len(shares)) or tuple(f"part_{i}" for i in range(1, len(shares) + 1))
     if len(names) != len(shares) or len(set(names)) != len(names):
         raise ConfigError(f"--names: {len(shares)} shares need as many different names, found {', '.join(names)}")
@@ -45,14 +50,18 @@ def split_file(source: Path, folder: Path, shares: Sequence[float], *, names: Se
     if folder.exists():
         raise ConfigError(f"{folder}: exists already; name a new folder")
     parts = _Parts(source, form or detect_form(source), shares, by, salt)
-    splits = []
-    for place, name in enumerate(names):
-        # One pass a part keeps no row in memory and writes each file whole or not at all.
-        path = folder / f"{name}.jsonl"
-        write_jsonl(path, parts.rows(place, bad if place == 0 else lambda error: None, advance))
-        splits.append(Split(name=name, path=path, asked=shares[place], rows=parts.counts[place],
-                            prompts=len(parts.prompts[place])))
-    return splits
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        for place, name in enumerate(names):  # One pass a part keeps no row in memory.
+            write_jsonl(unfinished / f"{name}.jsonl",
+                        parts.rows(place, bad if place == 0 else lambda error: None, advance))
+        unfinished.chmod(0o755)
+        unfinished.rename(folder)
+    finally:
+        rmtree(unfinished, ignore_errors=True)
+    return [Split(name=name, path=folder / f"{name}.jsonl", asked=shares[place], rows=parts.counts[place],
+                  prompts=len(parts.prompts[place])) for place, name in enumerate(names)]
 
 
 class _Parts:
@@ -60,7 +69,7 @@ class _Parts:
 
     def __init__(self, source: Path, form: str, shares: Sequence[float], by: By, salt: str) -> None:
         self.source, self.shares, self.by, self.salt = source, shares, by, salt
-        self.read = data_format.entry(form, where="--form").function().read
+        self.read = data_format.entry(form, where="--from").function().read
         self.counts = [0] * len(shares)
         self.prompts: list[set[str]] = [set() for _ in shares]
 

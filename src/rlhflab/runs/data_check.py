@@ -21,6 +21,7 @@ from rlhflab.data.survey.suites import Suite
 from rlhflab.errors import ConfigError, DataError, ModelError
 from rlhflab.progress import Progress
 from rlhflab.scenarios import names, scenario
+from rlhflab.suites import shipped, suite_named
 
 SUITE_PROMPTS = 512
 """Prompts of a scenario's evaluation that are looked for, and of its regression suite."""
@@ -43,7 +44,7 @@ class Asked:
     """Counts tokens; None for no tokens."""
     max_length: int = 1024
     against: Sequence[str] = ()
-    """Scenarios, or files of prompts."""
+    """Scenarios, behaviour suites, or files of prompts."""
     limits: Path | None = None
     form: str | None = None
     skip_bad: bool = False
@@ -127,15 +128,19 @@ def compared(findings: Sequence[DataFinding], limits: Mapping[str, Limit]) -> li
 
 
 def suite_of(name: str) -> Suite:
-    """The prompts of a scenario's evaluation and regression, or of a file. DataError where there is neither."""
+    """The prompts of a scenario's evaluation and regression, of a behaviour suite, or of a file; else DataError."""
     if name in names():
         task = scenario(name)
         prompts = [*task.prompts("evaluation", SUITE_PROMPTS), *task.prompts("regression", SUITE_PROMPTS)]
         return Suite.of(name, list(dict.fromkeys(prompt.messages[-1].content for prompt in prompts)))
-    if not Path(name).exists():
-        raise DataError(f"{name}: is neither a file nor a scenario; there are {', '.join(names())}")
-    asked = dict.fromkeys(prompt_of(located.item)[-1].content for located in read_items(name))
-    return Suite.of(Path(name).name, list(asked))
+    path, known = Path(name), [row["name"] for row in shipped()]
+    if name in known or (path / "suite.yaml").is_file() or path.suffix in (".yaml", ".yml"):
+        asked = dict.fromkeys(prompt.messages[-1].content for prompt in suite_named(name).prompts)
+    elif path.exists():
+        asked = dict.fromkeys(prompt_of(located.item)[-1].content for located in read_items(name))
+    else:
+        raise DataError(f"{name}: is neither a file nor a scenario or suite; there are {', '.join(known)}")
+    return Suite.of(path.name, list(asked))
 
 
 def chat_of(model: str) -> tuple[ChatFormat | None, str]:

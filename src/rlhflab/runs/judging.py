@@ -99,15 +99,16 @@ def open_judge(name: str, *, served_as: str | None, adapter: Path | None, max_ne
 
 
 def judge_file(path: Path, judge: Judge, *, out: Path, rubric: str = CRITERIA, labelled: Path | None = None,
-               min_agreement: float = 0.6, form: str | None = None, progress: Progress) -> dict[str, Any]:
+               min_agreement: float = 0.6, form: str | None = None, skip_bad: bool = False,
+               progress: Progress) -> dict[str, Any]:
     """Write the comparisons of `path` with the judge's verdicts to `out`, if it agrees with people often enough.
 
     The judge first labels the comparisons of `labelled`, or of `path` itself, on which people's majority took a side.
     RunError, before anything else is asked or written, where it is with them less often than `min_agreement`, or was
-    never of one opinion in both orders; `min_agreement` 0 asks for nothing.
+    never of one opinion in both orders; `min_agreement` 0 asks for nothing. `skip_bad` leaves broken rows out.
     """
-    rows = read_judged(path, form=form, progress=progress)
-    known = rows if labelled is None else read_judged(labelled, form=form, progress=progress)
+    rows = read_judged(path, form=form, skip_bad=skip_bad, progress=progress)
+    known = rows if labelled is None else read_judged(labelled, form=form, skip_bad=skip_bad, progress=progress)
     known = [row for row in map(_without_judges, known) if winner(row) is not None]
     if not known and min_agreement > 0:
         raise RunError(f"{labelled or path}: holds no comparison on which people's majority took a side, so nothing "

@@ -126,7 +126,7 @@ def leaks(survey: Survey, *, similarity: Similarity = 0.8) -> DataFinding:
 def contamination(survey: Survey, *, share: Similarity = 0.7, similarity: Similarity = 0.8) -> DataFinding:
     """Rows that hold an evaluation's prompt: the same one, nearly the same one, or most of its runs of eight words."""
     if not survey.suites:
-        raise CannotSay("no evaluation was named; give --against with a scenario or a file")
+        raise CannotSay("no evaluation was named; give --against with a scenario, a suite or a file")
     met: dict[int, tuple[int, int, str]] = {}
     for place, suite in enumerate(survey.suites):
         for row in map(int, np.flatnonzero(np.isin(survey.asked, suite.exact))):

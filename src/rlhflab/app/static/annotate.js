@@ -17,6 +17,13 @@ if (judge) {
     else if (!document.hidden && since === null) { since = performance.now(); }
   });
   judge.addEventListener("submit", () => { judge.elements.seconds.value = spent().toFixed(1); });
+
+  // To the browser, what lies under the bar of verdicts is in view; what is not, it scrolls to by the style's padding.
+  const bar = judge.querySelector(".verdicts");
+  judge.addEventListener("focusin", (event) => {
+    const under = event.target.getBoundingClientRect().bottom + 8 - bar.getBoundingClientRect().top;
+    if (under > 0 && under < bar.offsetHeight + 8 && !bar.contains(event.target)) { scrollBy(0, under); }
+  });
 }
 
 let sent = false;

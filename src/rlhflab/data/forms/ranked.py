@@ -75,8 +75,8 @@ def _scored(row: Row) -> Iterator[Judged]:
         if a == b:
             continue  # The same words twice: there is nothing to compare.
         verdict: Verdict = "a" if score_a > score_b else "b" if score_b > score_a else "tie"
-        yield compared(row, turns, a, b, Judgment(verdict=verdict, annotator=row.source),
-                        keys=("completions", "completions"),
+        # `source` is where the prompt is from: of a score, nobody knows whose it is.
+        yield compared(row, turns, a, b, Judgment(verdict=verdict, annotator=""), keys=("completions", "completions"),
                         meta={**meta, "score_a": score_a, "score_b": score_b, "model_a": who_a, "model_b": who_b})
 
 
