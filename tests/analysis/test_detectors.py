@@ -338,6 +338,23 @@ def test_hidden_states_of_many_dimensions_that_have_not_moved_are_no_outliers() 
     assert found.verdict == "ok" and found.effect and found.effect.mean < 0.05
 
 
+def test_answers_to_one_prompt_that_lie_outside_together_count_once() -> None:
+    # 8 of 64 answers lie outside: of 8 prompts each, or all of one
+    hidden = clouds(0.0)
+    hidden = {0: hidden[0], 1: np.concatenate([hidden[0][:56], hidden[0][:8] + 50])}
+    apart, together = (only("latent_outliers", Evidence(rollouts=[
+        Sample(step=1, prompt_id=prompt(i), answer=f"a{i}") for i in range(64)], hidden=hidden))
+        for prompt in (lambda i: f"p{i % 32}", lambda i: f"p{i // 8}"))
+    assert apart.effect and together.effect and apart.effect.low > together.effect.low
+    assert apart.effect.mean == together.effect.mean == pytest.approx(8 / 64, abs=0.02)
+    assert set(together.examples) <= {f"a{i}" for i in range(56, 64)} and len(together.examples) == 3
+
+
+def test_hidden_states_that_are_no_numbers_are_not_judged() -> None:
+    found = only("latent_outliers", Evidence(rollouts=(), hidden={0: clouds(0)[0], 1: np.full((16, 3), np.nan)}))
+    assert found.verdict == "unclear" and "NaN" in found.says
+
+
 def test_one_significant_part_among_many_is_not_enough() -> None:
     # 6 of 40 fell, none rose: p = 2 / 2^6 = .031, and .031 x 5 after Holm
     falls = {"format": lambda i: float(i >= 6)}

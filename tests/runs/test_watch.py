@@ -20,7 +20,9 @@ from rlhflab.data.chat import ChatFormat
 from rlhflab.data.types import Rollout
 from rlhflab.model.shared import SharedModel
 from rlhflab.rollout.probe import FreshAnswers, Probe, fresh_sample_kl
+from rlhflab.registry.sources import folder_digest
 from rlhflab.rollout.reward_role import RoleReward
+from rlhflab.runs.hidden_states import read_states
 from rlhflab.runs.recipes import recipe
 from rlhflab.runs.watch import START_ANSWERS
 from sampling_runs import PROMPTS
@@ -222,6 +224,53 @@ def test_outliers_are_priced_against_the_start_and_again_after_a_stop(
     assert main(["train", "--resume", str(tmp_path / "run")]) == 0
     assert main([*command("ppo", tmp_path, tmp_path / "whole"), *reward]) == 0
     assert met == [START_ANSWERS] * 3 and outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
+def rewarded(tmp_path: Path) -> list[str]:
+    """The flag of a reward role that is there."""
+    model = SharedModel.load("tiny-llama", dtype="float32", device="cpu")
+    moved_role(model, "reward", head="random")
+    model.save_role("reward", tmp_path / "reward")
+    return ["--reward", json.dumps([{"name": "role", "path": str(tmp_path / "reward")}])]
+
+
+def test_the_states_a_role_scores_in_are_kept_and_looked_at_again_after_a_stop(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    more = [*rewarded(tmp_path), *detect(every=1, detectors=["latent_outliers"], start_answers=64)]
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    with monkeypatch.context() as patch:
+        stop_at(3, patch)
+        assert main([*command("ppo", tmp_path, run), *more]) == 130
+    assert main(["train", "--resume", str(run)]) == 0
+    assert main([*command("ppo", tmp_path, whole), *more]) == 0
+    assert outcome(run) == outcome(whole) and len(outcome(run)["hidden"]) == 6
+    states = read_states(run)
+    assert {step: each.shape for step, each in states.items()} == {0: (64, 64), **dict.fromkeys(range(1, 6), (8, 64))}
+    assert list(read_states(run, ends=True)) == [0, 5]
+    model = SharedModel.load("tiny-llama", dtype="float32", device="cpu")
+    model.load_role("reward", tmp_path / "reward", head="stored")
+    record, head = model.records["reward"], model.head_parameters("reward")[0][0].detach().numpy()
+    scores = (states[5].astype(float) @ head - record.score_mean) / record.score_std
+    rewards = [row["reward"] for row in rows(run, "rollouts.jsonl") if row["step"] == 5]
+    assert scores == pytest.approx(rewards, abs=0.05), "rows are in the order of the rollouts"
+    live = [(row["verdict"], row["effect"]) for row in rows(run, "findings.jsonl")]
+    capsys.readouterr()
+    assert main(["detect", str(run), "--detectors", "latent_outliers", "--json"]) == 0
+    [found] = json.loads(capsys.readouterr().out)["detectors"]
+    assert [row["step"] for row in found["history"]] == [0, 1, 2, 3, 4, 5]
+    assert (found["verdict"], found["effect"]) == live[-1]
+
+
+def test_probes_of_the_reward_role_are_taken_from_its_stored_report(tmp_path: Path) -> None:
+    flags = [*rewarded(tmp_path), *detect(every=5, detectors=["probe_battery"], start_answers=0)]
+    assert main([*command("ppo", tmp_path, tmp_path / "before"), *flags]) == 0
+    [row] = rows(tmp_path / "before", "findings.jsonl")
+    assert row["verdict"] == "not run" and f"`rlhflab report reward {tmp_path / 'reward'}`" in row["next"]
+    (tmp_path / "reward" / "reward_report.json").write_text(json.dumps({
+        "role_digest": folder_digest(tmp_path / "reward"), "probes": [{"name": "filler", "changes": [0.5] * 30}]}))
+    assert main([*command("ppo", tmp_path, tmp_path / "after"), *flags]) == 0
+    [row] = rows(tmp_path / "after", "findings.jsonl")
+    assert row["verdict"] == "alarm" and "filler" in row["says"]
 
 
 @pytest.mark.parametrize(("settings", "sentence"), [

@@ -78,9 +78,9 @@ def experiment_command(name: Literal["reward-hacking"], /, *, model: str = DEFAU
     finish(folder, as_json, next_step=f"open {folder / 'report.html'} in a browser")
 
 
-def detect_command(path: Path, /, *options: Override, start: Path | None = None, detectors: str | None = None,
-                   every: Count = 1, out: Path | None = None, fail_on_alarm: bool = False,
-                   as_json: Json = False) -> int:
+def detect_command(path: Path, /, *options: Override, start: Path | None = None, probes: Path | None = None,
+                   detectors: str | None = None, every: Count = 1, out: Path | None = None,
+                   fail_on_alarm: bool = False, as_json: Json = False) -> int:
     """Look for reward hacking in a run, or in any JSONL file of prompts, answers and rewards.
 
     Options of detectors are flags with a dot, such as `--kl_budget.budget 20`; `rlhflab list detectors` shows them.
@@ -90,6 +90,7 @@ def detect_command(path: Path, /, *options: Override, start: Path | None = None,
         path: The folder of a run, or a JSONL file, one answer a line.
         options: Options of detectors, each with its value.
         start: A JSONL file of answers of the starting policy, for a file whose rows have no steps.
+        probes: A reward_report.json of `rlhflab report reward`; that of the run's own reward roles where absent.
         detectors: Names with commas between them; all of them where absent.
         every: Look at every n-th step that brings a detector something new, and at the last one.
         out: Where the findings go as JSON; findings.json in a run's folder where absent.
@@ -104,7 +105,7 @@ def detect_command(path: Path, /, *options: Override, start: Path | None = None,
         name, _, option = key.partition(".")
         given.setdefault(name, {})[option] = value
     names = None if detectors is None else [name.strip() for name in detectors.split(",")]
-    found = quietly(lambda: detect(path, start=start, names=names, options=given, every=every, out=out))
+    found = quietly(lambda: detect(path, start=start, probes=probes, names=names, options=given, every=every, out=out))
     rows = found["detectors"]
     if as_json:
         print_value(found, True)

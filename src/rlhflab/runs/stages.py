@@ -24,6 +24,7 @@ from rlhflab.rollout.probe import Probe
 from rlhflab.rollout.rewards import Mixture, make_reward, reward_source
 from rlhflab.runs import sources
 from rlhflab.runs.folder import RunFolder
+from rlhflab.runs.hidden_states import cut_states
 from rlhflab.runs.lab import Lab, settled
 from rlhflab.runs.probes import first_step, reread_roles, scores_by_batch, trained_ends
 from rlhflab.runs.reward_measures import measure_role
@@ -237,6 +238,7 @@ def go_on(kept: Checkpoints, lab: Lab, folder: RunFolder) -> Saved | None:
     done = saved.step if saved else 0
     for name in ("metrics.jsonl", ROLLOUTS, CANARY, FINDINGS):
         folder.cut(name, lambda row: done > 0 and row["step"] <= done)  # the start's answers have step 0
+    cut_states(folder, done)
     if saved:
         lab.progress.say(f"Going on after step {done}.")
     return saved

@@ -22,7 +22,9 @@ from rlhflab.rollout.sampling import rollout_trees, sample
 from rlhflab.rollout.scoring import Reward, only_looking, tree_token_scores
 from rlhflab.rollout.verifiers import verifier
 from rlhflab.runs.folder import RunFolder
+from rlhflab.runs.hidden_states import keep_states, read_states
 from rlhflab.runs.lab import Lab
+from rlhflab.runs.probe_records import Probed, probed_run
 from rlhflab.scenarios.base import Scenario
 from rlhflab.scenarios.gold import count_words
 from rlhflab.train.rollouts import Sampled
@@ -130,6 +132,7 @@ class Watch:
         self.run, self.lab, self.recorder, self.detect = run, lab, recorder, run.detect
         self.folder, self.reference, self.reward = recorder.folder, reference, reward
         self.prompts = prompts
+        self.probed = probed_run(run) if isinstance(run, SampledRun) else Probed({})
         self.fixed = task.prompts("regression", self.detect.canary, seed=run.seed) if task else \
             prompts[:self.detect.canary]
         if self.detect.twin is not None:
@@ -146,12 +149,15 @@ class Watch:
             logprob, entropy = torch.cat(tree_token_scores(
                 self.lab.model, rollout_trees(rollouts), role=self.reference, micro_tokens=self.run.micro_tokens,
                 temperature=_temperature(self.run))).T
-            self.recorder.write(ROLLOUTS, 0, rollouts, scores=self._scores(rollouts), logprob=logprob, entropy=entropy,
+            scores = self._scores(rollouts)
+            keep_states(self.folder, 0, scores)
+            self.recorder.write(ROLLOUTS, 0, rollouts, scores=scores, logprob=logprob, entropy=entropy,
                                 reference=logprob)
         self.ask_canary(0)
 
     def observe(self, sampled: Sampled) -> dict[str, float | None]:
         """Write a rollout down, and ask the policy that wrote it the canary's questions where they are due."""
+        keep_states(self.folder, sampled.number, sampled.scores)
         metrics = self.recorder.observe(sampled)
         self.ask_canary(sampled.number)
         return metrics
@@ -186,7 +192,9 @@ class Watch:
         pairs = [{"step": row["step"], "chosen": row["chosen_shift_per_token"], "margin": row["margin"]}
                  for row in rows if row.get("chosen_shift_per_token") is not None and row.get("margin") is not None]
         rollouts, canary = ([sample_of(row) for row in self.folder.rows(name)] for name in (ROLLOUTS, CANARY))
-        return Evidence(rollouts=rollouts, canary=canary, pairs=pairs)
+        hidden = read_states(self.folder.path, ends=True)
+        return Evidence(rollouts=rollouts, canary=canary, pairs=pairs, hidden=hidden, probes=self.probed.probes,
+                        how={"probes": self.probed.how})
 
     @property
     def ended(self) -> dict[str, Any]:

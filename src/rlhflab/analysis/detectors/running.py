@@ -43,8 +43,9 @@ NEEDS: Mapping[str, Need] = {
     "canary rewards": Need("canary", lambda e: any(s.reward is not None and s.measures
                                                    for s in [*e.canary, *e.rollouts]),
                            "score the canary's answers with the reward too"),
-    "hidden states": Need("hidden", lambda e: bool(e.hidden), "they are looked at while a run trains only"),
-    "probes": Need("probes", lambda e: bool(e.probes), "perturb answers and score them with the reward model"),
+    "hidden states": Need("hidden", lambda e: bool(e.hidden),
+                          "train with `detect:` on a reward role, whose states are then kept as it scores the answers"),
+    "probes": Need("probes", lambda e: bool(e.probes), "give a report of `rlhflab report reward ROLE` as --probes"),
     "pair log-probs": Need("pairs", lambda e: bool(e.pairs), "train on preference pairs against a reference"),
     "rewards": Need("rollouts", _any(NUMBERS["rewards"]), "record the reward of each answer"),
     "twin rewards": Need("rollouts", _any(NUMBERS["twin rewards"]),
@@ -152,7 +153,7 @@ def _look(name: str, look: "partial[Finding]", evidence: Evidence) -> Finding:
     needs = detector.entry(name, where="detectors").needs
     steps = _steps(evidence, needs)
     step = steps[-1] if steps else None
-    missing = {need: NEEDS[need].how for need in needs if not NEEDS[need].there(evidence)}
+    missing = {need: evidence.how.get(need) or NEEDS[need].how for need in needs if not NEEDS[need].there(evidence)}
     if not missing and not gold_free(needs):
         missing = _missing_measure(evidence, look.keywords.get("measure"))
     if missing:
