@@ -87,7 +87,7 @@ def test_a_report_can_be_given_for_a_run_and_for_any_file(tmp_path: Path, capsys
 @pytest.mark.parametrize(("text", "sentence"), [
     (None, "no such file"), ("{", "is not JSON"), ("[]", "it needs a list 'probes'"),
     ('{"probes": [{"name": "filler", "changes": ["much"]}]}', "a list of numbers 'changes'"),
-    ('{"role": "theirs", "role_digest": "0123456789abcdef", "probes": []}', "a report on theirs (0123456789ab), while")])
+    ('{"role": "theirs", "role_digest": "0123456789abcdef", "probes": []}', "on theirs (0123456789ab), while the run")])
 def test_a_report_that_is_none_or_of_another_role_is_refused(
         text: str | None, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = tmp_path / "report.json"

@@ -19,8 +19,8 @@ from rlhflab.cli import main
 from rlhflab.data.chat import ChatFormat
 from rlhflab.data.types import Rollout
 from rlhflab.model.shared import SharedModel
-from rlhflab.rollout.probe import FreshAnswers, Probe, fresh_sample_kl
 from rlhflab.registry.sources import folder_digest
+from rlhflab.rollout.probe import FreshAnswers, Probe, fresh_sample_kl
 from rlhflab.rollout.reward_role import RoleReward
 from rlhflab.runs.hidden_states import read_states
 from rlhflab.runs.recipes import recipe

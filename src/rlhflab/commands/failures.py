@@ -1,4 +1,4 @@
-"""Commands of failure analysis: experiment, detect, report, curves, best-of-n, propose-labels."""
+"""Commands of failure analysis: experiment and its doses, detect, report, curves, best-of-n, propose-labels."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -76,6 +76,35 @@ def experiment_command(name: Literal["reward-hacking"], /, *, model: str = DEFAU
         folder = quietly(lambda: run_hacking(protocol, start=start, pool_prompts=12 if quick else pool_prompts,
                                               out=out, progress=Progress(), jobs=jobs))
     finish(folder, as_json, next_step=f"open {folder / 'report.html'} in a browser")
+
+
+def dose_response_command(*folders: Path, arm: str = "hack", out: Path | None = None, as_json: Json = False) -> None:
+    """Put reward-hacking experiments at several doses beside each other: gains, trend, lowest dose that hacks.
+
+    Run `rlhflab experiment reward-hacking --dose D --start ADAPTER` once a dose, from one start. Writes doses.json and
+    doses.html. Where no folder has dose 0, the arm unbiased of one of them is dose 0 of hack.
+
+    Args:
+        folders: Folders of finished experiments that differ in nothing but the dose.
+        arm: The arm that is compared.
+        out: The new folder; under runs/ where absent.
+        as_json: Print what doses.json holds as JSON.
+    """
+    from rlhflab.runs.doses import draw_doses
+
+    found = quietly(lambda: draw_doses(folders, arm=arm, out=out))
+    if as_json:
+        print_value(found, True)
+        return
+    judged = {None: "not judged", True: "hacks", False: "does not hack"}
+    print_table([{"dose": f"dose {row['dose']:g}", "gold": f"gold {_change(row['gold'])}",
+                  "proxy": f"proxy {_change(row['proxy'])}", "hacks": judged[row["hacks"]]}
+                 for row in found["doses"]], False)
+    print("\n".join(["", *found["says"], f"Wrote {found['page']}. Next: open it in a browser."]))
+
+
+def _change(value: Mapping[str, float] | None) -> str:
+    return "-" if value is None else "{mean:+.3f} [{low:+.3f}, {high:+.3f}] n={n}".format(**value)
 
 
 def detect_command(path: Path, /, *options: Override, start: Path | None = None, probes: Path | None = None,

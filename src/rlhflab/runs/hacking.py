@@ -53,24 +53,29 @@ def run_hacking(protocol: Protocol, *, start: Path | None, pool_prompts: int, ou
 
 def resume_hacking(path: Path, *, progress: Progress, jobs: int = 1) -> Path:
     """Go on with a stopped experiment. RunError where the folder is none."""
-    return _run(_stored(path, progress), jobs)
+    return _run(stored_experiment(path, progress), jobs)
 
 
 def share_hacking(path: Path, *, progress: Progress) -> None:
     """Do those arms of an experiment that no other process does. RunError where its start or pool is not there yet."""
-    job = _stored(path, progress)
+    job = stored_experiment(path, progress)
     if not (job.start / "adapter_config.json").is_file() or not (path / "pool.jsonl").is_file():
         raise RunError(f"{path}: has no start and pool yet, so there are no arms to share")
     job.experiment.share()
 
 
-def _stored(path: Path, progress: Progress) -> "HackingRun":
+def stored_experiment(path: Path, progress: Progress) -> "HackingRun":
+    """The experiment in a folder, as it was begun. RunError where there is none, or one of another version."""
     folder = RunFolder(path)
     settings = yaml.safe_load((path / "config.yaml").read_text()) if folder.has("config.yaml") else {}
     if settings.get("kind") != KIND:
         raise RunError(f"{path}: is not the folder of an experiment")
-    stored = _tuples(settings["protocol"])
-    protocol = Protocol(**{**stored, "thresholds": Thresholds(**_tuples(stored["thresholds"]))})
+    try:
+        stored = _tuples(settings["protocol"])
+        protocol = Protocol(**{**stored, "thresholds": Thresholds(**_tuples(stored["thresholds"]))})
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{path / 'config.yaml'}: is of another version, whose settings this one does not know "
+                       f"({error})") from error
     start = None if settings["start"] is None else Path(settings["start"])
     return HackingRun(folder, protocol, start=start, pool_prompts=settings["pool_prompts"], progress=progress)
 

@@ -53,5 +53,6 @@ def read(path: Path) -> NDArray[Any]:
     try:
         states: NDArray[Any] = load_file(path)[STATES]
     except (SafetensorError, KeyError, OSError) as error:
-        raise RunError(f"{path}: holds no hidden states that can be read ({error}); remove it to go on without") from error
+        raise RunError(f"{path}: holds no hidden states that can be read ({error}); remove it to do "
+                       "without") from error
     return states

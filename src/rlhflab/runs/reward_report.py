@@ -59,7 +59,8 @@ def report_on_role(role: Path, *, data: Path | None, scenario: str | None, probe
     task = gold_of(run, (pair.prompt for pair in pairs))
     record = reward_report(lab, role, train, held_out, task=task, probes=probes, seed=run.seed,
                            micro_tokens=run.micro_tokens)
-    record = {"role": str(role), "role_digest": folder_digest(role), "model": run.model, "data": run.data, "seed": run.seed, "same_split": same, **record}
+    record = {"role": str(role), "role_digest": folder_digest(role), "model": run.model, "data": run.data,
+              "seed": run.seed, "same_split": same, **record}
     RunFolder(home).write_json(REPORT, record)
     return record, write_reward_page(record, home / "reward_report.html")
 
