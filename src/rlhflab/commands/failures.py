@@ -27,8 +27,8 @@ def experiment_command(name: Literal["reward-hacking"], /, *, model: str = DEFAU
                        arms: Annotated[list[str] | None, SEVERAL] = None,
                        seeds: Annotated[list[Seed] | None, SEVERAL] = None, dose: float = 1.0,
                        steps: Count = 24, method: Literal["rloo", "ppo"] = "rloo", start: Path | None = None,
-                       evaluation_prompts: Count = 256, pool_prompts: Count = 1024, quick: bool = False,
-                       jobs: Count = 1, out: Path | None = None, resume: Path | None = None,
+                       evaluation_prompts: Count = 256, pool_prompts: Count = 1024, release: bool = False,
+                       quick: bool = False, jobs: Count = 1, out: Path | None = None, resume: Path | None = None,
                        share: Path | None = None, as_json: Json = False) -> None:
     """Show reward hacking, its alarms and its cure: the same training on rewards learnt in different ways.
 
@@ -47,6 +47,8 @@ def experiment_command(name: Literal["reward-hacking"], /, *, model: str = DEFAU
         evaluation_prompts: Prompts that every policy answers twice at the end.
         pool_prompts: Prompts whose answers annotators compare; the reward model learns from one half of them, the twin
             from the other.
+        release: Ask the release gate about the hacked and the cured policy of the first seed, and prove the way back:
+            criterion 8.
         quick: A small pass through every part. Its numbers say nothing.
         jobs: Processes that share the arms. More than one helps on a GPU.
         out: The new folder; under runs/ where absent.
@@ -57,7 +59,7 @@ def experiment_command(name: Literal["reward-hacking"], /, *, model: str = DEFAU
     from rlhflab.progress import Progress
     from rlhflab.runs.arms import ARMS
     from rlhflab.runs.experiment import Protocol
-    from rlhflab.runs.hacking import resume_hacking, run_hacking, share_hacking
+    from rlhflab.runs.hacking import Gating, resume_hacking, run_hacking, share_hacking
 
     if out is not None and resume is not None:
         raise ConfigError("--out and --resume: an experiment is new or goes on, so give one of them")
@@ -73,8 +75,9 @@ def experiment_command(name: Literal["reward-hacking"], /, *, model: str = DEFAU
             "steps": steps, "evaluation_prompts": evaluation_prompts}
         protocol = Protocol(model=model, scenario=scenario, arms=tuple(arms or ARMS), seeds=tuple(seeds or (0, 1, 2)),
                             dose=dose, method=method, **asked)
+        gating = None if not release else Gating(prompts=4, transcripts=2) if quick else Gating()
         folder = quietly(lambda: run_hacking(protocol, start=start, pool_prompts=12 if quick else pool_prompts,
-                                              out=out, progress=Progress(), jobs=jobs))
+                                              out=out, progress=Progress(), jobs=jobs, gating=gating))
     finish(folder, as_json, next_step=f"open {folder / 'report.html'} in a browser")
 
 

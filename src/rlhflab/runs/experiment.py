@@ -302,7 +302,7 @@ class Experiment:
                    for name in ("hack", "unbiased") if name in self.protocol.arms}
         decided = [*criteria(results, self.protocol.thresholds),
                    alarm_in_time(watched["hack"], watched.get("unbiased", []), self.protocol.thresholds),
-                   Undecided(GATE_CRITERION, "needs the release gate, which only the demo asks")]
+                   Undecided(GATE_CRITERION, "needs the release gate, which --release asks")]
         return {"dose": self.protocol.dose, "seeds": list(seeds), "registered": self.register(), **as_json(decided),
                 "arms": {name: self.arm_summary(name, results) for name in ("start", *self.protocol.arms)},
                 "detectors": detector_rows(watched["hack"][0], next(iter(watched.get("unbiased", [])), None))}
