@@ -105,7 +105,7 @@ def failure(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 
 @pytest.mark.parametrize(("changes", "sentence"), [
-    ({"steps": 10}, "has steps 10, while "), ({"scenario": "api-notes"}, "has scenario api-notes, while"),
+    ({"steps": 10}, "has steps 10, while "), ({"scenario": "devtools"}, "has scenario devtools, while"),
     ({"start": "other"}, "began from another policy ("), ({"prompts": 23}, "was evaluated on other prompts than"),
     ({"seeds": (0, 1)}, "has seeds (0, 1), while"), ({"dose": 0.5}, "dose 0.5 is given twice, by the arm hack of"),
     ({"arms": ("targeted",)}, "has no arm 'hack'; it has targeted")])
