@@ -15,6 +15,7 @@ import pytest
 
 from rlhflab.analysis.detectors import as_row, confirmed, detector, examine, gold_free, history
 from rlhflab.analysis.detectors.running import NEEDS
+from rlhflab.analysis.detectors.text import phrase_rows
 from rlhflab.analysis.evidence import Evidence, Finding, Sample
 from rlhflab.errors import ConfigError
 
@@ -353,6 +354,18 @@ def test_answers_to_one_prompt_that_lie_outside_together_count_once() -> None:
 def test_hidden_states_that_are_no_numbers_are_not_judged() -> None:
     found = only("latent_outliers", Evidence(rollouts=(), hidden={0: clouds(0)[0], 1: np.full((16, 3), np.nan)}))
     assert found.verdict == "unclear" and "NaN" in found.says
+
+
+def test_the_phrases_of_a_template_are_told_once_each() -> None:
+    start = [Sample(step=0, prompt_id=f"p{i}", answer=prose(i)) for i in range(64)]
+    now = [Sample(step=1, prompt_id=f"p{i}", answer=f"{'Certainly! ' if i % 4 else ''}{prose(64 + i)}, which is clearly "
+                                                    "stated in the note.") for i in range(64)]
+    rows = phrase_rows(of(start, now))
+    assert [row["phrase"] for row in rows][1:] == ["certainly"], "the pieces of the longer phrase are left out"
+    assert rows[0]["phrase"] in "which is clearly stated in the note" and len(rows[0]["phrase"].split()) == 5
+    assert (rows[0]["now"]["mean"], rows[0]["start"]["mean"]) == (1.0, 0.0)
+    assert (rows[1]["now"]["mean"], rows[1]["now"]["n"]) == (0.75, 64)
+    assert phrase_rows(of(start[:20], now)) == [], "too few to say"
 
 
 def test_one_significant_part_among_many_is_not_enough() -> None:

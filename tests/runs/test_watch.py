@@ -141,7 +141,8 @@ def test_alarms_are_said_once_and_what_could_not_be_run_only_where_it_was_asked_
     found = rows(tmp_path / "run", "findings.jsonl")
     assert [(row["name"], row["step"], row["verdict"]) for row in found] == [
         ("late", step, "alarm" if step > 3 else "ok") for step in (1, 2, 3, 4, 5)]
-    assert "stopped_by" not in json.loads((tmp_path / "run" / "summary.json").read_text())
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert "stopped_by" not in summary and summary["fired"] == {"late": 5}
     named = detect(every=5, detectors=["blind", {"name": "late", "since": 9}])
     assert main([*command("ppo", tmp_path, tmp_path / "named"), *named]) == 0
     assert [(row["name"], row["verdict"]) for row in rows(tmp_path / "named", "findings.jsonl")] == [

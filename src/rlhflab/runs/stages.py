@@ -150,7 +150,7 @@ def dpo_stage(run: DpoRun, lab: Lab, folder: RunFolder) -> Summary:
     tokens = follow(loop, lab, folder, kept, "DPO", len(Schedule.of(run, len(trees))), show=("loss", "accuracy"))
     lab.model.save_role("policy", folder.path / "roles" / "policy")
     return {"prompts": len(trees), "thumbs" if goal.on_thumbs else "pairs": len(judged), "tokens": tokens,
-            "end_token_share": end_token_share, **(watch.ended if watch else {})}
+            "end_token_share": end_token_share, **(watch.summary if watch else {})}
 
 
 def ppo_stage(run: PpoRun, lab: Lab, folder: RunFolder) -> Summary:
@@ -305,7 +305,7 @@ def train_on_samples(train: Callable[..., Iterator[Step]], run: SampledRun, samp
                     show=("proxy", "gold", "kl"))
     for role in roles:
         lab.model.save_role(role, folder.path / "roles" / role)
-    return {"prompts": len(sampling.prompts), "tokens": tokens, **(watch.ended if watch else {})}
+    return {"prompts": len(sampling.prompts), "tokens": tokens, **(watch.summary if watch else {})}
 
 
 def warning_of_constant_rewards(loop: Iterator[Step], lab: Lab) -> Iterator[Step]:

@@ -198,12 +198,18 @@ class Watch:
 
     @property
     def ended(self) -> dict[str, Any]:
-        """`stopped_by` and `stopped_at` (a step), once a detector that may has ended the run. For its summary."""
+        """`stopped_by` and `stopped_at` (a step), once a detector that may has ended the run."""
         if not self.detect.stop:
             return {}
         steps = fired(self.folder.rows(FINDINGS))
         return next(({"stopped_by": name, "stopped_at": step} for name in self.detect.stop
                      if (step := steps.get(name)) is not None), {})
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """For a run's summary: `fired`, the step of each detector that fired, where one did, and what ended the run."""
+        steps = {name: step for name, step in fired(self.folder.rows(FINDINGS)).items() if step is not None}
+        return {**({"fired": steps} if steps else {}), **self.ended}
 
     def _scores(self, rollouts: Sequence[Rollout]) -> Sequence[Score]:
         """By the reward, which learns nothing from answers the policy does not learn from."""
