@@ -357,14 +357,15 @@ def test_hidden_states_that_are_no_numbers_are_not_judged() -> None:
 
 
 def test_the_phrases_of_a_template_are_told_once_each() -> None:
+    def boast(i: int) -> str:
+        return f"{'Certainly! ' if i % 4 else ''}{prose(64 + i)}, which is clearly stated in the note."
+
     start = [Sample(step=0, prompt_id=f"p{i}", answer=prose(i)) for i in range(64)]
-    now = [Sample(step=1, prompt_id=f"p{i}", answer=f"{'Certainly! ' if i % 4 else ''}{prose(64 + i)}, which is clearly "
-                                                    "stated in the note.") for i in range(64)]
+    now = [Sample(step=1, prompt_id=f"p{i}", answer=boast(i)) for i in range(64)]
     rows = phrase_rows(of(start, now))
-    assert [row["phrase"] for row in rows][1:] == ["certainly"], "the pieces of the longer phrase are left out"
-    assert rows[0]["phrase"] in "which is clearly stated in the note" and len(rows[0]["phrase"].split()) == 5
+    assert [row["phrase"] for row in rows] == ["clearly stated in the note", "which is clearly", "certainly"]
     assert (rows[0]["now"]["mean"], rows[0]["start"]["mean"]) == (1.0, 0.0)
-    assert (rows[1]["now"]["mean"], rows[1]["now"]["n"]) == (0.75, 64)
+    assert (rows[2]["now"]["mean"], rows[2]["now"]["n"]) == (0.75, 64)
     assert phrase_rows(of(start[:20], now)) == [], "too few to say"
 
 
