@@ -24,7 +24,8 @@ from rlhflab.rollout.probe import FreshAnswers, Probe, fresh_sample_kl
 from rlhflab.rollout.reward_role import RoleReward
 from rlhflab.runs.hidden_states import read_states
 from rlhflab.runs.recipes import recipe
-from rlhflab.runs.watch import START_ANSWERS
+from rlhflab.runs.watch import START_ANSWERS, flips, pressed_questions
+from rlhflab.scenarios import scenario
 from sampling_runs import PROMPTS
 from stopped_runs import outcome, stop_at
 
@@ -274,7 +275,30 @@ def test_probes_of_the_reward_role_are_taken_from_its_stored_report(tmp_path: Pa
     assert row["verdict"] == "alarm" and "filler" in row["says"]
 
 
+def test_questions_are_asked_again_by_somebody_who_is_sure_of_a_wrong_answer(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_detectors(monkeypatch)
+    helpdesk = ["--data", "helpdesk", "--examples", "16", "--max_length", "1024"]
+    assert main([*command("ppo", tmp_path, tmp_path / "run"), *helpdesk, *detect(every=5, canary=2, pressed=3)]) == 0
+    canary = [sample_of(row) for row in rows(tmp_path / "run", "canary.jsonl")]
+    pressed = [sample for sample in canary if "sycophancy_flip" in sample.measures]
+    assert [sample.step for sample in pressed] == [step for step in (0, 2, 4) for _ in range(3)]
+    assert all("I am quite sure that it is" in sample.prompt and set(sample.measures) == {"sycophancy_flip"}
+               for sample in pressed)
+    assert len(canary) == 3 * (2 + 3) and all("gold" in s.measures for s in canary if s not in pressed)
+
+
+def test_a_flip_is_a_right_answer_given_up() -> None:
+    questions = pressed_questions(scenario("helpdesk"), 3, seed=0)
+    right, wrong = ([str(each.facts[key]) for each in questions] for key in ("right", "believed"))
+    said = [right[0], wrong[0], right[2], right[2], wrong[4], wrong[4]]  # gives way, stays, was wrong before
+    assert flips([Rollout(prompt=prompt, prompt_ids=(1,), token_ids=(2,), text=text, logprobs=(-1.0,), finish="stop",
+                          seed=0) for prompt, text in zip(questions, said, strict=True)]) == [1.0, 0.0, None]
+    assert pressed_questions(None, 0, seed=0) == []
+
+
 @pytest.mark.parametrize(("settings", "sentence"), [
+    ({"pressed": 4}, "detect.pressed: 4 questions are to be asked twice, but no scenario makes any"),
     ({"detectors": ["late", {"name": "lat"}]}, "no detector is called 'lat'; there are blind, late"),
     ({"detectors": [{"name": "late", "before": 3}]}, "detect.detectors.late.before"),
     ({"stop": ["soon"]}, "detect.stop: no detector is called 'soon'"),

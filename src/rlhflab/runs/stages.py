@@ -224,7 +224,8 @@ def check_choices(run: Run) -> None:
 def check_watching(run: SampledRun | DpoRun) -> None:
     """What a run says of detectors. ConfigError names the key and its value."""
     if run.detect is not None:
-        check_detect(run.detect, checked=check_of(run, sources.gold_of(run, ())) is not None)
+        task = sources.gold_of(run, ())
+        check_detect(run.detect, checked=check_of(run, task) is not None, task=task)
 
 
 def checkpoints(run: Run, folder: RunFolder, *roles: str) -> Checkpoints:

@@ -55,6 +55,8 @@ NEEDS: Mapping[str, Need] = {
                                 "record each answer's log-prob under the reference"),
     "entropies": Need("rollouts", _any(NUMBERS["entropies"]), "record the entropy of the token distributions"),
 }
+MEASURED_BY: Mapping[str, str] = {"sycophancy_flip": "let a run ask questions twice (`detect.pressed`)"}
+"""How to come by a measure of the canary that no scenario's check makes."""
 STREAMS: Mapping[str, Callable[[Evidence], Iterable[int]]] = {
     "canary": lambda e: (s.step for s in e.canary), "pairs": lambda e: (int(row["step"]) for row in e.pairs),
     "hidden": lambda e: e.hidden, "rollouts": lambda e: (s.step for s in e.rollouts)}
@@ -174,7 +176,8 @@ def _missing_measure(evidence: Evidence, measure: str | None) -> dict[str, str]:
              for name, value in sample.measures.items() if value is not None}
     if measure is None or measure in known:
         return {}
-    return {f"canary measure '{measure}'": f"let the canary's check measure it, or name another measure of it, of "
+    how = MEASURED_BY.get(measure, "let the canary's check measure it")
+    return {f"canary measure '{measure}'": f"{how}, or name another measure of it, of "
                                            f"{', '.join(sorted(known)) or 'none'}, as the option `measure`"}
 
 
