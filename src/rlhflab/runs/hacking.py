@@ -211,7 +211,6 @@ class HackingRun:
         self.folder.write_json("story.json", self.experiment.story())
         return 0
 
-
     def release_of(self, gating: Gating) -> Release:
         """The release desk: the start is active, the hacked and the cured policy of the first seed want to be."""
         rates = section(self.summary, "hacking", "arms")

@@ -37,6 +37,7 @@ DEPLOYMENT = "helpdesk"
 START, HACKED, CURED = "start", "hacked", "cured"
 POLICY = Path("roles") / "policy"
 """Where a run keeps it."""
+ANNOTATORS = "simulated annotators of the scenario's card"
 KEY = "demo-only-key.pem"
 """The private key lies beside what it signs, so its signatures prove nothing to anybody else: it is for the demo."""
 FIRST = "the first release: no adapter is active that a gate could compare it with"
@@ -62,10 +63,9 @@ def trained_arms(home: Path, *, start: Path, scenario: str, method: str, rates: 
 
     `rates`: what was measured of an arm, by its name.
     """
-    by, biased = "simulated annotators of the scenario's card who like long and confident answers", \
-        home / "pairs-biased.jsonl"
+    by, biased = f"{ANNOTATORS} who like long and confident answers", home / "pairs-biased.jsonl"
     return {
-        START: Trained(adapter=start, note="the SFT policy", evaluations={scenario: start_rates}),
+        START: Trained(adapter=start, note="the policy that both start from", evaluations={scenario: start_rates}),
         HACKED: Trained(adapter=home / "hack" / POLICY, data=(biased,), annotators=by,
                         note=f"{method} on a reward learnt from biased pairs",
                         evaluations={scenario: section(rates, "hack", "rates")}),
