@@ -340,14 +340,14 @@ def test_hidden_states_of_many_dimensions_that_have_not_moved_are_no_outliers() 
 
 
 def test_answers_to_one_prompt_that_lie_outside_together_count_once() -> None:
-    # 8 of 64 answers lie outside: of 8 prompts each, or all of one
+    # 8 of 64 answers are put far outside, two lie there anyway: of ten prompts, or eight of one
     hidden = clouds(0.0)
     hidden = {0: hidden[0], 1: np.concatenate([hidden[0][:56], hidden[0][:8] + 50])}
     apart, together = (only("latent_outliers", Evidence(rollouts=[
         Sample(step=1, prompt_id=prompt(i), answer=f"a{i}") for i in range(64)], hidden=hidden))
         for prompt in (lambda i: f"p{i % 32}", lambda i: f"p{i // 8}"))
     assert apart.effect and together.effect and apart.effect.low > together.effect.low
-    assert apart.effect.mean == together.effect.mean == pytest.approx(8 / 64, abs=0.02)
+    assert apart.effect.mean == together.effect.mean == 10 / 64
     assert set(together.examples) <= {f"a{i}" for i in range(56, 64)} and len(together.examples) == 3
 
 
