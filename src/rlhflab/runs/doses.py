@@ -92,8 +92,10 @@ def dosed(job: HackingRun, arm: str) -> Dosed:
     seeds = [seed for seed in job.protocol.seeds if arm in job.experiment.arms_of(seed)]
     results = [SeedResult(start=start, arms={arm: rows_of(job, arm, seed)}) for seed in seeds]
     criteria = {row["id"]: row for row in job.summary["hacking"]["criteria"] if arm == HACK and row["id"] in HACKED}
-    proxy = None if "1" not in criteria else Estimate(
-        criteria["1"]["value"], *criteria["1"]["interval"], sum(len(result.arms[arm]) for result in results))
+    proxy = None
+    if "1" in criteria:
+        low, high = criteria["1"]["interval"]
+        proxy = Estimate(criteria["1"]["value"], low, high, sum(len(result.arms[arm]) for result in results))
     return Dosed(dose=job.protocol.dose, arm=arm, source=f"the arm {arm} of {name}", results=results, proxy=proxy,
                  criteria={each: row["passed"] for each, row in criteria.items()})
 
