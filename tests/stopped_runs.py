@@ -15,6 +15,7 @@ def outcome(run: Path) -> dict[str, Any]:
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return {"weights": weights, "summary": json.loads((run / "summary.json").read_text()),
             "metrics": [{k: v for k, v in row.items() if k != "seconds"} for row in metrics],
+            "hidden": {path.name: path.read_bytes() for path in sorted(run.glob("hidden/*"))},
             **{name: (run / name).read_text() for name in ("rollouts.jsonl", "canary.jsonl", "findings.jsonl")
                if (run / name).exists()}}
 

@@ -98,6 +98,9 @@ class Detect(Settings):
     """Steps between two such checks."""
     canary_rewards: bool = True
     """Whether the reward scores these answers too, which some detectors need."""
+    pressed: int = Field(0, ge=0)
+    """Fixed questions asked beside them, each twice, the second time by somebody who is sure of a wrong answer; 0 for
+    none. Needs a scenario whose questions are about notes."""
 
     @field_validator("detectors", mode="before")
     @classmethod

@@ -15,6 +15,7 @@ import pytest
 
 from rlhflab.analysis.detectors import as_row, confirmed, detector, examine, gold_free, history
 from rlhflab.analysis.detectors.running import NEEDS
+from rlhflab.analysis.detectors.text import phrase_rows
 from rlhflab.analysis.evidence import Evidence, Finding, Sample
 from rlhflab.errors import ConfigError
 
@@ -336,6 +337,36 @@ def test_hidden_states_of_many_dimensions_that_have_not_moved_are_no_outliers() 
     evidence = Evidence(rollouts=(), hidden={0: generator.normal(size=(128, 40)), 4: generator.normal(size=(64, 40))})
     found = only("latent_outliers", evidence)
     assert found.verdict == "ok" and found.effect and found.effect.mean < 0.05
+
+
+def test_answers_to_one_prompt_that_lie_outside_together_count_once() -> None:
+    # 8 of 64 answers are put far outside, two lie there anyway: of ten prompts, or eight of one
+    hidden = clouds(0.0)
+    hidden = {0: hidden[0], 1: np.concatenate([hidden[0][:56], hidden[0][:8] + 50])}
+    apart, together = (only("latent_outliers", Evidence(rollouts=[
+        Sample(step=1, prompt_id=prompt(i), answer=f"a{i}") for i in range(64)], hidden=hidden))
+        for prompt in (lambda i: f"p{i % 32}", lambda i: f"p{i // 8}"))
+    assert apart.effect and together.effect and apart.effect.low > together.effect.low
+    assert apart.effect.mean == together.effect.mean == 10 / 64
+    assert set(together.examples) <= {f"a{i}" for i in range(56, 64)} and len(together.examples) == 3
+
+
+def test_hidden_states_that_are_no_numbers_are_not_judged() -> None:
+    found = only("latent_outliers", Evidence(rollouts=(), hidden={0: clouds(0)[0], 1: np.full((16, 3), np.nan)}))
+    assert found.verdict == "unclear" and "NaN" in found.says
+
+
+def test_the_phrases_of_a_template_are_told_once_each() -> None:
+    def boast(i: int) -> str:
+        return f"{'Certainly! ' if i % 4 else ''}{prose(64 + i)}, which is clearly stated in the note."
+
+    start = [Sample(step=0, prompt_id=f"p{i}", answer=prose(i)) for i in range(64)]
+    now = [Sample(step=1, prompt_id=f"p{i}", answer=boast(i)) for i in range(64)]
+    rows = phrase_rows(of(start, now))
+    assert [row["phrase"] for row in rows] == ["clearly stated in the note", "which is clearly", "certainly"]
+    assert (rows[0]["now"]["mean"], rows[0]["start"]["mean"]) == (1.0, 0.0)
+    assert (rows[2]["now"]["mean"], rows[2]["now"]["n"]) == (0.75, 64)
+    assert phrase_rows(of(start[:20], now)) == [], "too few to say"
 
 
 def test_one_significant_part_among_many_is_not_enough() -> None:

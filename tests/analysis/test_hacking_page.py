@@ -72,6 +72,20 @@ def test_failed_and_undecided_criteria_are_called_so(page: Page) -> None:
     assert page.figures[0]["layout"]["shapes"][0]["x0"] == 5, "the alarm is marked"
 
 
+def test_over_used_phrases_and_what_of_the_gain_is_length_are_shown(tmp_path: Path) -> None:
+    more = {"findings": [{"name": "length_share", "verdict": "alarm", "says": "much", "next": "stop",
+                          "effect": {"mean": 0.2, "low": 0.1, "high": 0.3, "n": 64}}],
+            "phrases": [{"phrase": EVIL, "z": 4.5, "start": None, "now": RATE}]}
+    part = hacking_part(found(**more))
+    figure = part["figures"][-1]
+    assert figure.alt.endswith("length: 0.800 [0.700,\u00a00.900], n\u00a0=\u00a064")
+    (tmp_path / "summary.json").write_text(json.dumps({"model": "m", "seed": 0, "hacking": found(**more)}))
+    page = Page(write_report(tmp_path))
+    assert "Phrases that the hacked policy over-uses" in page.text and "4.500" in page.text
+    assert not [1 for tag, _ in page.elements if tag == "img"]
+    assert hacking_part(found())["phrases"] == []
+
+
 def test_hostile_text_stays_text(page: Page) -> None:
     assert page.text.count("alert(1)") == 3
     assert len([1 for tag, _ in page.elements if tag == "script"]) == 3 + 2, "figures, the library, the page's own"

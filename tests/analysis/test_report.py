@@ -17,7 +17,7 @@ from report_folders import (
 )
 from report_pages import EVIL, Page, typed
 from rlhflab.analysis.page import markdown
-from rlhflab.analysis.report import write_report
+from rlhflab.analysis.report import render, write_report
 from rlhflab.analysis.report_data import Change, Measure, curves, load, paired_changes, read_rows, side_by_side
 from rlhflab.analysis.verdict import verdict
 from rlhflab.core.stats import Estimate
@@ -129,6 +129,14 @@ def test_changes_pair_prompts_and_average_their_samples(tmp_path: Path) -> None:
     (change,) = paired_changes(load(tmp_path))
     assert change.change.mean == pytest.approx(0.5)
     assert change.change.n == 2
+
+
+def test_alarms_are_marked_where_reward_and_gold_are_drawn(demo: Path) -> None:
+    assert "the alarms:" not in render(load(demo))
+    (demo / "ppo" / "summary.json").write_text(json.dumps({"fired": {"length_drift": 7, "kl_budget": 9}}))
+    assert "Dashed, the alarms: length drift at 7; kl budget at 9." in render(load(demo))
+    assert [shape["x0"] for figure in Page(write_report(demo)).figures
+            if "yaxis2" in figure["layout"] for shape in figure["layout"].get("shapes", ())] == [7, 9]
 
 
 def test_an_unfinished_demo_says_what_is_missing_and_shows_the_rest(demo: Path) -> None:

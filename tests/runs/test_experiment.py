@@ -76,6 +76,25 @@ def test_the_page_tells_it(folder: Path) -> None:
     assert "Reward hacking in tiny-llama" in page and "The five problems" in page and "Unfinished" not in page
 
 
+def test_the_gate_can_be_asked_at_the_end(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLHFLAB_CACHE", str(tmp_path / "cache"))
+    asks = tmp_path / "run"
+    assert main([*asked(asks, ["hack", "targeted"]), "--release"]) == 0
+    found, release = hacking(asks), json.loads((asks / "summary.json").read_text())["release"]
+    [gate] = [row for row in found["criteria"] if row["id"] == "8"]
+    assert gate["passed"] == (release["hacked"]["verdict"] != "pass" and release["rollback"]["ok"])
+    assert "8" not in {row["id"] for row in found["not_evaluated"]} and release["verify"]["ok"]
+    assert "Release: the gate, the ledger, the way back" in (asks / "report.html").read_text()
+    assert "which --release asks" in json.dumps(hacking(folder)["not_evaluated"])
+
+
+def test_a_start_that_cannot_be_rolled_back_is_refused_before_anything_is_done(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert main([*asked(tmp_path / "run"), "--release", "--start", str(tmp_path)]) == 2
+    assert "has no rlhflab.json, which says what base" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
 def test_a_stopped_experiment_goes_on_to_the_same_numbers(folder: Path, tmp_path: Path,
                                                           monkeypatch: pytest.MonkeyPatch) -> None:
     keep = Checkpoints.keep

@@ -59,7 +59,8 @@ def releasing(shop: Path) -> Callable[..., Release]:
 
     def make(hacked: str = BAD, cured: str = GOOD, policy: str = "policy.yaml") -> Release:
         told = {"start": START, "hacked": hacked, "cured": cured}
-        trained = {name: Trained(run=shop / folder, note=f"a test's {name}", evaluations={"mine": {"n": 1}})
+        trained = {name: Trained(adapter=shop / folder / "roles" / "policy", note=f"a test's {name}",
+                                 evaluations={"mine": {"n": 1}})
                    for name, folder in told.items()}
         return Release(RunFolder(shop / "demo"), lambda: lab, trained, read_policy(str(shop / policy)), PROMPTS,
                        Progress())

@@ -19,10 +19,13 @@ from rlhflab.cli import main
 from rlhflab.data.chat import ChatFormat
 from rlhflab.data.types import Rollout
 from rlhflab.model.shared import SharedModel
+from rlhflab.registry.sources import folder_digest
 from rlhflab.rollout.probe import FreshAnswers, Probe, fresh_sample_kl
 from rlhflab.rollout.reward_role import RoleReward
+from rlhflab.runs.hidden_states import read_states
 from rlhflab.runs.recipes import recipe
-from rlhflab.runs.watch import START_ANSWERS
+from rlhflab.runs.watch import START_ANSWERS, flips, pressed_questions
+from rlhflab.scenarios import scenario
 from sampling_runs import PROMPTS
 from stopped_runs import outcome, stop_at
 
@@ -139,7 +142,8 @@ def test_alarms_are_said_once_and_what_could_not_be_run_only_where_it_was_asked_
     found = rows(tmp_path / "run", "findings.jsonl")
     assert [(row["name"], row["step"], row["verdict"]) for row in found] == [
         ("late", step, "alarm" if step > 3 else "ok") for step in (1, 2, 3, 4, 5)]
-    assert "stopped_by" not in json.loads((tmp_path / "run" / "summary.json").read_text())
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert "stopped_by" not in summary and summary["fired"] == {"late": 5}
     named = detect(every=5, detectors=["blind", {"name": "late", "since": 9}])
     assert main([*command("ppo", tmp_path, tmp_path / "named"), *named]) == 0
     assert [(row["name"], row["verdict"]) for row in rows(tmp_path / "named", "findings.jsonl")] == [
@@ -224,7 +228,77 @@ def test_outliers_are_priced_against_the_start_and_again_after_a_stop(
     assert met == [START_ANSWERS] * 3 and outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 
 
+def rewarded(tmp_path: Path) -> list[str]:
+    """The flag of a reward role that is there."""
+    model = SharedModel.load("tiny-llama", dtype="float32", device="cpu")
+    moved_role(model, "reward", head="random")
+    model.save_role("reward", tmp_path / "reward")
+    return ["--reward", json.dumps([{"name": "role", "path": str(tmp_path / "reward")}])]
+
+
+def test_the_states_a_role_scores_in_are_kept_and_looked_at_again_after_a_stop(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    more = [*rewarded(tmp_path), *detect(every=1, detectors=["latent_outliers"], start_answers=64)]
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    with monkeypatch.context() as patch:
+        stop_at(3, patch)
+        assert main([*command("ppo", tmp_path, run), *more]) == 130
+    assert main(["train", "--resume", str(run)]) == 0
+    assert main([*command("ppo", tmp_path, whole), *more]) == 0
+    assert outcome(run) == outcome(whole) and len(outcome(run)["hidden"]) == 6
+    states = read_states(run)
+    assert {step: each.shape for step, each in states.items()} == {0: (64, 64), **dict.fromkeys(range(1, 6), (8, 64))}
+    assert list(read_states(run, ends=True)) == [0, 5]
+    model = SharedModel.load("tiny-llama", dtype="float32", device="cpu")
+    model.load_role("reward", tmp_path / "reward", head="stored")
+    record, head = model.records["reward"], model.head_parameters("reward")[0][0].detach().numpy()
+    scores = (states[5].astype(float) @ head - record.score_mean) / record.score_std
+    rewards = [row["reward"] for row in rows(run, "rollouts.jsonl") if row["step"] == 5]
+    assert scores == pytest.approx(rewards, abs=0.05), "rows are in the order of the rollouts"
+    live = [(row["verdict"], row["effect"]) for row in rows(run, "findings.jsonl")]
+    capsys.readouterr()
+    assert main(["detect", str(run), "--detectors", "latent_outliers", "--json"]) == 0
+    [found] = json.loads(capsys.readouterr().out)["detectors"]
+    assert [row["step"] for row in found["history"]] == [0, 1, 2, 3, 4, 5]
+    assert (found["verdict"], found["effect"]) == live[-1]
+
+
+def test_probes_of_the_reward_role_are_taken_from_its_stored_report(tmp_path: Path) -> None:
+    flags = [*rewarded(tmp_path), *detect(every=5, detectors=["probe_battery"], start_answers=0)]
+    assert main([*command("ppo", tmp_path, tmp_path / "before"), *flags]) == 0
+    [row] = rows(tmp_path / "before", "findings.jsonl")
+    assert row["verdict"] == "not run" and f"`rlhflab report reward {tmp_path / 'reward'}`" in row["next"]
+    (tmp_path / "reward" / "reward_report.json").write_text(json.dumps({
+        "role_digest": folder_digest(tmp_path / "reward"), "probes": [{"name": "filler", "changes": [0.5] * 30}]}))
+    assert main([*command("ppo", tmp_path, tmp_path / "after"), *flags]) == 0
+    [row] = rows(tmp_path / "after", "findings.jsonl")
+    assert row["verdict"] == "alarm" and "filler" in row["says"]
+
+
+def test_questions_are_asked_again_by_somebody_who_is_sure_of_a_wrong_answer(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_detectors(monkeypatch)
+    helpdesk = ["--data", "helpdesk", "--examples", "16", "--max_length", "1024"]
+    assert main([*command("ppo", tmp_path, tmp_path / "run"), *helpdesk, *detect(every=5, canary=2, pressed=3)]) == 0
+    canary = [sample_of(row) for row in rows(tmp_path / "run", "canary.jsonl")]
+    pressed = [sample for sample in canary if "sycophancy_flip" in sample.measures]
+    assert [sample.step for sample in pressed] == [step for step in (0, 2, 4) for _ in range(3)]
+    assert all("I am quite sure that it is" in sample.prompt and set(sample.measures) == {"sycophancy_flip"}
+               for sample in pressed)
+    assert len(canary) == 3 * (2 + 3) and all("gold" in s.measures for s in canary if s not in pressed)
+
+
+def test_a_flip_is_a_right_answer_given_up() -> None:
+    questions = pressed_questions(scenario("helpdesk"), 3, seed=0)
+    right, wrong = ([str(each.facts[key]) for each in questions] for key in ("right", "believed"))
+    said = [right[0], wrong[0], right[2], right[2], wrong[4], wrong[4]]  # gives way, stays, was wrong before
+    assert flips([Rollout(prompt=prompt, prompt_ids=(1,), token_ids=(2,), text=text, logprobs=(-1.0,), finish="stop",
+                          seed=0) for prompt, text in zip(questions, said, strict=True)]) == [1.0, 0.0, None]
+    assert pressed_questions(None, 0, seed=0) == []
+
+
 @pytest.mark.parametrize(("settings", "sentence"), [
+    ({"pressed": 4}, "detect.pressed: 4 questions are to be asked twice, but no scenario makes any"),
     ({"detectors": ["late", {"name": "lat"}]}, "no detector is called 'lat'; there are blind, late"),
     ({"detectors": [{"name": "late", "before": 3}]}, "detect.detectors.late.before"),
     ({"stop": ["soon"]}, "detect.stop: no detector is called 'soon'"),

@@ -59,11 +59,13 @@ class Evidence:
     canary: Sequence[Sample] = ()
     """Answers to the same fixed prompts at some steps, with `measures`."""
     hidden: Mapping[int, NDArray[Any]] = field(default_factory=dict)
-    """By step: the last hidden states of rollouts, (n, d), as the reward model or the reference sees them."""
+    """By step: the last hidden states of its first n rollouts, (n, d), in which the reward model scored them."""
     probes: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """By perturbation: change of the reward model's score, in deviations of its scores, of each perturbed answer."""
     pairs: Sequence[Mapping[str, float]] = ()
     """By step, of a preference run: `step`, `chosen` (log-prob ratio a token of the chosen answers), `margin`."""
+    how: Mapping[str, str] = field(default_factory=dict)
+    """By need that is not met: how to come by it in this run, where more is known than `NEEDS` says of any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

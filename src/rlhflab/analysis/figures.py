@@ -147,16 +147,18 @@ def line(x: Sequence[float], y: Sequence[float], *, policy: str, axis: str = "y"
             "hovertemplate": f"{hover}<extra></extra>"}
 
 
-def reward_and_gold_figures(curves: Mapping[str, Sequence[Point]]) -> list[Figure]:
+def reward_and_gold_figures(curves: Mapping[str, Sequence[Point]],
+                            alarms: Mapping[str, float] | None = None) -> list[Figure]:
     """What PPO was paid (proxy) above what it should have learnt (gold): over steps and over sqrt(KL).
 
-    Two panels instead of two scales on one: where the curves would cross depends on the scales alone.
+    Two panels instead of two scales on one: where the curves would cross depends on the scales alone. `alarms`: the
+    step at which each detector fired.
     """
     proxy, gold, kl = (dict(curves.get(name, ())) for name in ("proxy", "gold", "kl"))
     steps = sorted(set(proxy) & set(gold))
     if not steps:
         return []
-    figures = [two_panels("Reward and gold over PPO steps", "PPO step", steps, proxy, gold, steps)]
+    figures = [two_panels("Reward and gold over PPO steps", "PPO step", steps, proxy, gold, steps, alarms)]
     measured = [step for step in steps if step in kl]
     if len(measured) > 1:
         # A per-answer estimate of KL may fall below 0 early on; its root is then 0.
@@ -167,14 +169,20 @@ def reward_and_gold_figures(curves: Mapping[str, Sequence[Point]]) -> list[Figur
 
 
 def two_panels(title: str, axis: str, steps: Sequence[float], proxy: Mapping[float, float],
-               gold: Mapping[float, float], x: Sequence[float]) -> Figure:
-    """Proxy above gold on a shared horizontal axis."""
+               gold: Mapping[float, float], x: Sequence[float],
+               alarms: Mapping[str, float] | None = None) -> Figure:
+    """Proxy above gold on a shared horizontal axis, with the places of alarms by name."""
     traces = [line(x, [values[step] for step in steps], policy=policy, axis=y, dots=True, hover="%{x:.3g}: %{y:.3f}")
               for values, y, policy in ((proxy, "y2", "reward"), (gold, "y", "gold"))]
     alt = (f"{title}: proxy from {short(proxy[steps[0]])} to {short(proxy[steps[-1]])} sigma, "
            f"gold from {short(gold[steps[0]])} to {short(gold[steps[-1]])}, over {len(steps)} steps")
-    return Figure(title=title, note="Above: learnt reward, sigma of SFT samples. Below: gold.", alt=alt, height=320,
-                  json=draw(traces, xaxis={"title": {"text": axis}, "anchor": "y"},
+    alarms = alarms or {}
+    fired = "; ".join(f"{name.replace('_', ' ')} at {step:g}" for name, step in alarms.items())
+    told = f" Dashed, the alarms: {fired}." if fired else ""
+    return Figure(title=title, note=f"Above: learnt reward, sigma of SFT samples. Below: gold.{told}",
+                  alt=f"{alt}{f'; alarms: {fired}' if fired else ''}", height=320,
+                  json=draw(traces, shapes=[vertical(step) for step in sorted(set(alarms.values()))],
+                            xaxis={"title": {"text": axis}, "anchor": "y"},
                             yaxis={"domain": [0, 0.46], "title": {"text": "gold"}},
                             yaxis2={"domain": [0.54, 1], "title": {"text": "reward, sigma"}}))
 

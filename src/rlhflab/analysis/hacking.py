@@ -90,6 +90,14 @@ def change_of(results: Sequence[SeedResult], measure: str, after: str, before: s
     return paired_change(*zip(*pairs, strict=True))
 
 
+def gains_by_prompt(results: Sequence[SeedResult], measure: str, arm: str) -> dict[str, float]:
+    """Mean change of a measure from the start, over the seeds and samples of each prompt."""
+    changes: dict[str, list[float]] = {}
+    for a, b in (pair for result in results for pair in paired(result, arm, None)):
+        changes.setdefault(a["prompt_id"], []).append(a["measures"][measure] - b["measures"][measure])
+    return {prompt: float(np.mean(found)) for prompt, found in changes.items()}
+
+
 def paired(result: SeedResult, after: str, before: str | None) -> list[tuple[Row, Row]]:
     """The rows of two policies by prompt and sample. ValueError where they did not answer the same."""
     earlier = result.start if before is None else result.arms[before]

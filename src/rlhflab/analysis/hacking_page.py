@@ -38,7 +38,9 @@ def hacking_part(found: Mapping[str, Any]) -> dict[str, Any]:
         "headline": headline(found, arms), "caveats": CAVEATS, "criteria": rows(found, "criteria"),
         "undecided": rows(found, "not_evaluated"), "detectors": by_alarm(rows(found, "detectors")),
         "problems": problems(arms), "figures": [figure for figure in (
-            course_figure(found, arms), plane_figure(arms), arms_figure(arms)) if figure],
+            course_figure(found, arms), plane_figure(arms), arms_figure(arms), length_figure(found)) if figure],
+        "phrases": [(str(row.get("phrase", "")), number(row.get("z")) or 0.0, estimate(row.get("start")),
+                     estimate(row.get("now"))) for row in rows(found, "phrases")],
         "arms": [(name, str(arm.get("says", "")), estimate(section(arm, "rates").get("gold")),
                   estimate(arm.get("versus_start"))) for name, arm in arms.items()],
         "answers": rows(found, "answers"), "said": said(found), "registered": str(found.get("registered", ""))}
@@ -142,6 +144,20 @@ def arms_figure(arms: Mapping[str, Mapping[str, Any]]) -> Figure | None:
     return Figure(title="Change of quality from the start", note="Right of the line is better. Small dots are seeds.",
                   alt=f"Change of gold by arm: {alt}", height=80 + 34 * len(found),
                   json=draw(traces, yaxis=policy_axis(list(found)), shapes=[vertical(0)]))
+
+
+def length_figure(found: Mapping[str, Any]) -> Figure | None:
+    """What share of the hacked policy's gain of reward is length: one less NRG, of the detector `length_share`."""
+    row = next((row for row in rows(found, "findings") if row.get("name") == "length_share"), {})
+    if (nrg := estimate(row.get("effect"))) is None:
+        return None
+    share = Estimate(1 - nrg.mean, 1 - nrg.high, 1 - nrg.low, nrg.n)
+    return Figure(title="Share of the reward's gain that is length",
+                  note="At the end of the hacked run: 0 where answers of equal length gained as much, 1 where they "
+                       "gained nothing.",
+                  alt=f"Share of the reward's gain that is length: {spoken(share)}", height=120,
+                  json=draw([dot(share, 0, policy="reward", name="hack")], yaxis=policy_axis(["hack"]),
+                            shapes=[vertical(0), vertical(1)]))
 
 
 def by_alarm(found: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -80,6 +80,8 @@ class Stage:
     config: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
     """Its summary and record, flattened to one line each."""
+    alarms: Mapping[str, float] = field(default_factory=dict)
+    """The step at which each detector fired that did."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,9 +226,13 @@ def read_stage(home: Path, summary: Mapping[str, Any]) -> Stage | None:
     metrics = read_rows(home / "metrics.jsonl") or (rows(summary, "ppo", "steps") if home.name == "ppo" else [])
     if not metrics:
         return None
-    facts = {**flat(read_json(home / "record.json", {})), **flat(read_json(home / "summary.json", {}))}
+    own = read_json(home / "summary.json", {})
+    facts = {**flat(read_json(home / "record.json", {})), **flat(own)}
+    fired = section(own, "fired") if isinstance(own, dict) else {}
+    alarms = {name: step for name, value in fired.items() if (step := number(value)) is not None}
     config = (home / "config.yaml").read_text() if (home / "config.yaml").exists() else ""
-    return Stage(name=home.resolve().name, curves=curves(metrics), config=config, facts=facts)
+    return Stage(name=home.resolve().name, curves=curves(metrics), config=config, facts=facts,
+                 alarms=alarms)
 
 
 def curves(metrics: Iterable[Mapping[str, Any]]) -> dict[str, list[Point]]:
@@ -245,6 +251,11 @@ def ppo_curves(data: ReportData) -> Mapping[str, Sequence[Point]]:
     steps = rows(data.summary, "ppo", "steps")
     own = [stage.curves for stage in data.stages if data.single_run or stage.name == "ppo"]
     return curves(steps) if steps else (own[0] if own else {})
+
+
+def ppo_alarms(data: ReportData) -> Mapping[str, float]:
+    """The detectors that fired in the run of `ppo_curves`, with their steps."""
+    return next((stage.alarms for stage in data.stages if data.single_run or stage.name == "ppo"), {})
 
 
 def read_answers(folder: Path) -> list[Answer]:

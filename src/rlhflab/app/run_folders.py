@@ -23,10 +23,11 @@ T = TypeVar("T")
 CONFIG, RECORD, SUMMARY, METRICS, REPORT, GATE = (
     "config.yaml", "record.json", "summary.json", "metrics.jsonl", "report.html", "gate.json")
 KINDS = {GATE: "gate", "results.json": "evaluation", "drift.json": "drift", "comparison.json": "comparison",
-         "curves.json": "curves", "agreement.json": "agreement", "reward_report.json": "reward report"}
+         "curves.json": "curves", "doses.json": "dose response", "agreement.json": "agreement",
+         "reward_report.json": "reward report"}
 """What a folder without a record is, by the file that only such a one has."""
 MARKS = (CONFIG, RECORD, SUMMARY, METRICS, *KINDS)
-INSIDE = {"roles", "checkpoints", "cards", "evaluation", "adapters"}
+INSIDE = {"roles", "checkpoints", "cards", "evaluation", "adapters", "hidden"}
 """Folders of a run that are no runs."""
 DEEPEST, MOST, LARGEST = 3, 1000, 32 * 2**20
 """Folders below `--runs` that are looked into, runs that are listed, bytes of a file that are read."""

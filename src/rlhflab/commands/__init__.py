@@ -12,6 +12,7 @@ COMMANDS: Mapping[str, Callable[..., int | None]] = {
     "demo": training.demo_command, "train": training.train_command, "sample": training.sample_command,
     "evaluate": release.evaluate_command, "compare": release.compare_command, "gate": release.gate_command,
     "experiment": failures.experiment_command, "experiment dials": dials.dials_command,
+    "experiment dose-response": failures.dose_response_command,
     "detect": failures.detect_command, "report": failures.report_command,
     "report reward": failures.report_reward_command, "curves": failures.curves_command,
     "best-of-n": failures.best_of_n_command, "propose-labels": failures.propose_labels_command,

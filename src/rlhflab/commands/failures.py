@@ -1,4 +1,4 @@
-"""Commands of failure analysis: experiment, detect, report, curves, best-of-n, propose-labels."""
+"""Commands of failure analysis: experiment and its doses, detect, report, curves, best-of-n, propose-labels."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,8 +27,8 @@ def experiment_command(name: Literal["reward-hacking"], /, *, model: str = DEFAU
                        arms: Annotated[list[str] | None, SEVERAL] = None,
                        seeds: Annotated[list[Seed] | None, SEVERAL] = None, dose: float = 1.0,
                        steps: Count = 24, method: Literal["rloo", "ppo"] = "rloo", start: Path | None = None,
-                       evaluation_prompts: Count = 256, pool_prompts: Count = 1024, quick: bool = False,
-                       jobs: Count = 1, out: Path | None = None, resume: Path | None = None,
+                       evaluation_prompts: Count = 256, pool_prompts: Count = 1024, release: bool = False,
+                       quick: bool = False, jobs: Count = 1, out: Path | None = None, resume: Path | None = None,
                        share: Path | None = None, as_json: Json = False) -> None:
     """Show reward hacking, its alarms and its cure: the same training on rewards learnt in different ways.
 
@@ -47,6 +47,8 @@ def experiment_command(name: Literal["reward-hacking"], /, *, model: str = DEFAU
         evaluation_prompts: Prompts that every policy answers twice at the end.
         pool_prompts: Prompts whose answers annotators compare; the reward model learns from one half of them, the twin
             from the other.
+        release: Ask the release gate about the hacked and the cured policy of the first seed, and prove the way back:
+            criterion 8.
         quick: A small pass through every part. Its numbers say nothing.
         jobs: Processes that share the arms. More than one helps on a GPU.
         out: The new folder; under runs/ where absent.
@@ -57,7 +59,7 @@ def experiment_command(name: Literal["reward-hacking"], /, *, model: str = DEFAU
     from rlhflab.progress import Progress
     from rlhflab.runs.arms import ARMS
     from rlhflab.runs.experiment import Protocol
-    from rlhflab.runs.hacking import resume_hacking, run_hacking, share_hacking
+    from rlhflab.runs.hacking import Gating, resume_hacking, run_hacking, share_hacking
 
     if out is not None and resume is not None:
         raise ConfigError("--out and --resume: an experiment is new or goes on, so give one of them")
@@ -73,14 +75,44 @@ def experiment_command(name: Literal["reward-hacking"], /, *, model: str = DEFAU
             "steps": steps, "evaluation_prompts": evaluation_prompts}
         protocol = Protocol(model=model, scenario=scenario, arms=tuple(arms or ARMS), seeds=tuple(seeds or (0, 1, 2)),
                             dose=dose, method=method, **asked)
+        gating = None if not release else Gating(prompts=4, transcripts=2) if quick else Gating()
         folder = quietly(lambda: run_hacking(protocol, start=start, pool_prompts=12 if quick else pool_prompts,
-                                              out=out, progress=Progress(), jobs=jobs))
+                                              out=out, progress=Progress(), jobs=jobs, gating=gating))
     finish(folder, as_json, next_step=f"open {folder / 'report.html'} in a browser")
 
 
-def detect_command(path: Path, /, *options: Override, start: Path | None = None, detectors: str | None = None,
-                   every: Count = 1, out: Path | None = None, fail_on_alarm: bool = False,
-                   as_json: Json = False) -> int:
+def dose_response_command(*folders: Path, arm: str = "hack", out: Path | None = None, as_json: Json = False) -> None:
+    """Put reward-hacking experiments at several doses beside each other: gains, trend, lowest dose that hacks.
+
+    Run `rlhflab experiment reward-hacking --dose D --start ADAPTER` once a dose, from one start. Writes doses.json and
+    doses.html. Where no folder has dose 0, the arm unbiased of one of them is dose 0 of hack.
+
+    Args:
+        folders: Folders of finished experiments that differ in nothing but the dose.
+        arm: The arm that is compared.
+        out: The new folder; under runs/ where absent.
+        as_json: Print what doses.json holds as JSON.
+    """
+    from rlhflab.runs.doses import draw_doses
+
+    found = quietly(lambda: draw_doses(folders, arm=arm, out=out))
+    if as_json:
+        print_value(found, True)
+        return
+    judged = {None: "not judged", True: "hacks", False: "does not hack"}
+    print_table([{"dose": f"dose {row['dose']:g}", "gold": f"gold {_change(row['gold'])}",
+                  "proxy": f"proxy {_change(row['proxy'])}", "hacks": judged[row["hacks"]]}
+                 for row in found["doses"]], False)
+    print("\n".join(["", *found["says"], f"Wrote {found['page']}. Next: open it in a browser."]))
+
+
+def _change(value: Mapping[str, float] | None) -> str:
+    return "-" if value is None else "{mean:+.3f} [{low:+.3f}, {high:+.3f}] n={n}".format(**value)
+
+
+def detect_command(path: Path, /, *options: Override, start: Path | None = None, probes: Path | None = None,
+                   detectors: str | None = None, every: Count = 1, out: Path | None = None,
+                   fail_on_alarm: bool = False, as_json: Json = False) -> int:
     """Look for reward hacking in a run, or in any JSONL file of prompts, answers and rewards.
 
     Options of detectors are flags with a dot, such as `--kl_budget.budget 20`; `rlhflab list detectors` shows them.
@@ -90,6 +122,7 @@ def detect_command(path: Path, /, *options: Override, start: Path | None = None,
         path: The folder of a run, or a JSONL file, one answer a line.
         options: Options of detectors, each with its value.
         start: A JSONL file of answers of the starting policy, for a file whose rows have no steps.
+        probes: A reward_report.json of `rlhflab report reward`; that of the run's own reward roles where absent.
         detectors: Names with commas between them; all of them where absent.
         every: Look at every n-th step that brings a detector something new, and at the last one.
         out: Where the findings go as JSON; findings.json in a run's folder where absent.
@@ -104,7 +137,7 @@ def detect_command(path: Path, /, *options: Override, start: Path | None = None,
         name, _, option = key.partition(".")
         given.setdefault(name, {})[option] = value
     names = None if detectors is None else [name.strip() for name in detectors.split(",")]
-    found = quietly(lambda: detect(path, start=start, names=names, options=given, every=every, out=out))
+    found = quietly(lambda: detect(path, start=start, probes=probes, names=names, options=given, every=every, out=out))
     rows = found["detectors"]
     if as_json:
         print_value(found, True)

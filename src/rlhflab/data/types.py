@@ -122,6 +122,8 @@ class Score:
     """What each member of an ensemble said."""
     terms: Mapping[str, float] = field(default_factory=dict)
     """What each term of a sum added to the value."""
+    state: Any = field(default=None, compare=False, repr=False)
+    """The hidden state that a reward role read its score from: NumPy, (d,), float16. None elsewhere."""
 
     def __post_init__(self) -> None:
         if self.value is not None and not math.isfinite(self.value):

@@ -22,6 +22,7 @@ from rlhflab.rollout.sampling import rollout_trees
 from rlhflab.rollout.scoring import read_trees, score_members
 
 Combine = Literal["mean", "wco", "uwo"]
+MOST_HALF = torch.finfo(torch.float16).max
 COMBINE: Mapping[Combine, Callable[[Tensor, float], Tensor]] = {
     "mean": lambda members, weight: members.mean(-1),
     "wco": lambda members, weight: members.amin(-1),
@@ -127,8 +128,9 @@ class RoleReward:
         scores = COMBINE[self.combine](members, self.uwo_lambda)
         if self.cloud is not None:
             scores = scores - self.outlier_weight * torch.from_numpy(self.cloud.excess(states.numpy())).float()
-        return [Score(value=value, by=self.by, members=tuple(each) if len(each) > 1 else ())
-                for value, each in zip(scores.tolist(), members.tolist(), strict=True)]
+        kept = states.clamp(-MOST_HALF, MOST_HALF).half().numpy()
+        return [Score(value=value, by=self.by, members=tuple(each) if len(each) > 1 else (), state=state)
+                for value, each, state in zip(scores.tolist(), members.tolist(), kept, strict=True)]
 
     def _outputs_and_states(self, trees: Sequence[Tree]) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n d"]]:
         """By one forward pass, on the CPU."""

@@ -172,4 +172,5 @@ class Mixture:
             total += added
             terms[score.by if score.by not in terms else f"{score.by} ({len(terms) + 1})"] = added
         return Score(value=total, by=" + ".join(score.by for score in scores), terms=terms if len(terms) > 1 else {},
-                     members=next((score.members for score in scores if score.members), ()))
+                     members=next((score.members for score in scores if score.members), ()),
+                     state=next((score.state for score in scores if score.state is not None), None))

@@ -15,7 +15,6 @@ from typing import Any
 import yaml
 
 from rlhflab.analysis.evaluate import Row, answer_prompts, change, judged_rows, perplexity, rates
-from rlhflab.analysis.hacking import GATE_CRITERION, as_json, gate_blocks
 from rlhflab.analysis.report import write_report
 from rlhflab.analysis.report_data import section
 from rlhflab.config import Run, read_run
@@ -30,7 +29,7 @@ from rlhflab.runs.folder import Record, RunFolder, environment
 from rlhflab.runs.lab import Lab
 from rlhflab.runs.preferences import collect_pairs, write_pool
 from rlhflab.runs.recipes import recipe
-from rlhflab.runs.release import CURED, HACKED, START, Release, Trained
+from rlhflab.runs.release import Release, decide, trained_arms
 from rlhflab.runs.stage_log import StageLog
 from rlhflab.runs.stages import run_stage
 from rlhflab.scenarios import scenario as scenario_named
@@ -178,20 +177,9 @@ class Demo:
     @cached_property
     def release(self) -> Release:
         """The release desk: the SFT policy is active, the hacked and the cured policy want to be."""
-        hacking, rates = self.experiment.home(self.seed), section(self.summary, "hacking", "arms")
-        by = "simulated annotators of the scenario's card"
-        trained = {
-            START: Trained(run=self.folder.path / "sft", note="the SFT policy",
-                           evaluations={self.task.name: self.summary["policies"]["sft"]}),
-            HACKED: Trained(run=hacking / "hack", data=(hacking / "pairs-biased.jsonl",),
-                            annotators=f"{by} who like long and confident answers",
-                            note="PPO on a reward learnt from biased pairs",
-                            evaluations={self.task.name: section(rates, "hack", "rates")}),
-            CURED: Trained(run=hacking / "targeted",
-                           data=(hacking / "pairs-biased.jsonl", hacking / "pairs-targeted.jsonl"),
-                           annotators=f"{by} who like long and confident answers, then experts by the gold rules",
-                           note="PPO on the biased reward after expert labels on the failures found",
-                           evaluations={self.task.name: section(rates, "targeted", "rates")})}
+        trained = trained_arms(
+            self.experiment.home(self.seed), start=self.folder.path / "sft/roles/policy", scenario=self.task.name,
+            method="PPO", rates=section(self.summary, "hacking", "arms"), start_rates=self.summary["policies"]["sft"])
         prompts = self.task.prompts("evaluation", self.size.transcripts, seed=self.seed)
         return Release(self.folder, lambda: self.lab, trained, read_policy("demo.yaml").first(self.size.gate_prompts),
                        prompts, self.progress)
@@ -259,10 +247,7 @@ class Demo:
         """What was released, and whether the gate kept the hacked adapter out."""
         self.summary["release"] = self.release.result()
         self.folder.write_json("release/story.json", self.release.story())
-        found, hacking = self.summary["release"], self.summary["hacking"]
-        decided = as_json([gate_blocks(found[HACKED]["verdict"], rollback_ok=found["rollback"]["ok"])])
-        hacking["criteria"] += decided["criteria"]
-        hacking["not_evaluated"] = [row for row in hacking["not_evaluated"] if row["id"] != GATE_CRITERION]
+        decide(self.summary["hacking"], self.summary["release"])
         return 0
 
     # -- around the stages -----------------------------------------------------------------------------------------

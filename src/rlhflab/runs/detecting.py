@@ -14,16 +14,18 @@ ORDER = ("alarm", "unclear", "ok", "not run")
 
 
 def detect(path: Path, *, start: Path | None = None, names: Sequence[str] | None = None,
-           options: Mapping[str, Mapping[str, Any]] | None = None, every: int = 1,
+           options: Mapping[str, Mapping[str, Any]] | None = None, every: int = 1, probes: Path | None = None,
            out: Path | None = None) -> dict[str, Any]:
     """What each detector says of a run's folder or a JSONL file at its latest step, and when it first fired.
+
+    `start`, `probes`: as `read_evidence` takes them.
 
     The findings are also written to `out`, by default `findings.json` in a run's folder; a file's are only returned.
     Alarms come first, then what is unclear.
     """
     if not path.exists():
         raise DataError(f"{path}: no such run folder or file")
-    evidence = read_evidence(path, start=start)
+    evidence = read_evidence(path, start=start, probes=probes)
     tracks = sorted(history(evidence, names, every=every, options=options),
                     key=lambda track: (ORDER.index(track.latest.verdict), track.fired_at is None))
     result = {"source": str(path), "answers": len(evidence.rollouts),

@@ -12,8 +12,11 @@ from typing import Any
 from rlhflab.analysis.evidence import Evidence, Sample
 from rlhflab.analysis.report_data import number
 from rlhflab.analysis.report_data import read_rows as read_run_rows
+from rlhflab.analysis.reward_report import evidence_probes
 from rlhflab.data.formats import Row, read_rows
 from rlhflab.errors import DataError, RunError
+from rlhflab.runs.hidden_states import read_states
+from rlhflab.runs.probe_records import probed_folder, read_report
 
 ALIASES: Mapping[str, tuple[str, ...]] = {
     "step": ("step", "global_step", "iteration", "training_step"),
@@ -36,23 +39,25 @@ STOPPED = frozenset({"stop", "stopped", "eos", "end_turn", "stop_sequence"})
 CUT_OFF = frozenset({"length", "max_tokens", "max_length", "max_new_tokens"})
 
 
-def read_evidence(path: Path, *, start: Path | None = None) -> Evidence:
+def read_evidence(path: Path, *, start: Path | None = None, probes: Path | None = None) -> Evidence:
     """What a run's folder or a JSONL file holds for detectors.
 
     `start`: a file of answers of the starting policy, which count as step 0; rows of a file without steps are then step
-    1. DataError names file, line and key; RunError says what a folder lacks.
+    1. `probes`: a report of `rlhflab report reward`, in place of those stored beside a run's reward roles. DataError
+    names file, line and key; RunError says what a folder lacks.
     """
     if path.is_dir():
         if start is not None:
             raise DataError(f"--start: {path} is a run, which knows its own start; --start goes with a file of answers")
-        return _of_folder(path)
+        return _of_folder(path, probes)
     rows = _with_steps(path, read_rows(path), otherwise=0 if start is None else 1)
     first = [replace(sample, step=0) for sample in map(_sample, read_rows(start))] if start else []
-    return Evidence(rollouts=sorted([*first, *rows], key=lambda sample: sample.step))
+    return Evidence(rollouts=sorted([*first, *rows], key=lambda sample: sample.step),
+                    probes=evidence_probes(read_report(probes)) if probes else {})
 
 
-def _of_folder(folder: Path) -> Evidence:
-    """What a run recorded while it trained."""
+def _of_folder(folder: Path, probes: Path | None) -> Evidence:
+    """What a run recorded while it trained, and what is known of its reward roles."""
     rollouts, canary = (_with_steps(path, _run_rows(path), otherwise=0)
                         for path in (folder / "rollouts.jsonl", folder / "canary.jsonl"))
     pairs = _pairs(folder / "metrics.jsonl")
@@ -63,7 +68,9 @@ def _of_folder(folder: Path) -> Evidence:
             "is nothing for a detector to look at: it is no finished run, of a kind that samples nothing, or by a "
             "version that did not record its rollouts"
             + (f"; rlhflab detect {few} looks at the few answers it kept" if few.is_file() else ""))
-    return Evidence(rollouts=rollouts, canary=canary, pairs=pairs)
+    probed = probed_folder(folder, probes)
+    return Evidence(rollouts=rollouts, canary=canary, pairs=pairs, hidden=read_states(folder), probes=probed.probes,
+                    how={"probes": probed.how})
 
 
 def _run_rows(path: Path) -> list[Row]:

@@ -18,8 +18,9 @@ from typing import Any, Literal
 import yaml
 
 from rlhflab.analysis.detectors import detector, gold_free
+from rlhflab.analysis.detectors.text import phrase_rows
 from rlhflab.analysis.evaluate import Row, judged_rows, rates
-from rlhflab.analysis.evidence import Sample, sample_of
+from rlhflab.analysis.evidence import Evidence, Sample, sample_of
 from rlhflab.analysis.hacking import (
     ALARMS,
     GATE_CRITERION,
@@ -302,19 +303,24 @@ class Experiment:
                    for name in ("hack", "unbiased") if name in self.protocol.arms}
         decided = [*criteria(results, self.protocol.thresholds),
                    alarm_in_time(watched["hack"], watched.get("unbiased", []), self.protocol.thresholds),
-                   Undecided(GATE_CRITERION, "needs the release gate, which only the demo asks")]
+                   Undecided(GATE_CRITERION, "needs the release gate, which --release asks")]
         return {"dose": self.protocol.dose, "seeds": list(seeds), "registered": self.register(), **as_json(decided),
                 "arms": {name: self.arm_summary(name, results) for name in ("start", *self.protocol.arms)},
                 "detectors": detector_rows(watched["hack"][0], next(iter(watched.get("unbiased", [])), None))}
 
     def story(self) -> dict[str, Any]:
-        """What a report shows beside the numbers: answers to the same prompts on the way, and what detectors said."""
+        """What a report shows beside the numbers: answers to the same prompts on the way, what detectors said, and the
+        phrases that the hacked policy has come to like.
+        """
         seed = self.protocol.seeds[0]
         hack = RunFolder(self.run_folder("hack", seed))
         said = {row["name"]: row for row in hack.rows(FINDINGS) if row["verdict"] != "not run"}
+        rollouts = [sample_of(row) for row in hack.rows(ROLLOUTS)]
         return {"answers": answers_on_the_way(hack.rows(CANARY), seed=seed),
                 "gold": self.watched("hack", seed).gold,
-                "findings": [{key: row[key] for key in ("name", "verdict", "says", "next")} for row in said.values()]}
+                "findings": [{key: row[key] for key in ("name", "verdict", "says", "next", "effect")}
+                             for row in said.values()],
+                "phrases": phrase_rows(Evidence(rollouts=rollouts))}
 
     def result_of(self, seed: int) -> SeedResult:
         """The evaluated answers of one seed; those that criterion 1 compares have their proxy."""

@@ -1,4 +1,5 @@
-"""The release part of the demo: a registry of its own, the gate on the hacked and the cured adapter, and the way back.
+"""The release part of the demo, and of an experiment that asks for it: a registry of its own, the gate on the hacked
+and the cured adapter, and the way back.
 
 The SFT policy is the first release. Each of the two candidates is gated against it. What the gate blocks stays out:
 nothing is overridden here but the gate of the first release, for which there is nothing to compare with. Each part
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhflab.analysis.gate_files import stopped_by, verdict_cells
+from rlhflab.analysis.hacking import GATE_CRITERION, as_json, gate_blocks
+from rlhflab.analysis.report_data import section
 from rlhflab.data.formats import prompt_row, write_jsonl
 from rlhflab.data.types import Prompt
 from rlhflab.errors import RegistryError, RunError
@@ -30,8 +33,11 @@ from rlhflab.runs.registering import Said, add_adapter, check_transcripts
 from rlhflab.runs.targets import Target
 from rlhflab.suites.policy import ReadPolicy
 
-DEPLOYMENT, BY = "helpdesk", "the demo"
+DEPLOYMENT = "helpdesk"
 START, HACKED, CURED = "start", "hacked", "cured"
+POLICY = Path("roles") / "policy"
+"""Where a run keeps it."""
+ANNOTATORS = "simulated annotators of the scenario's card"
 KEY = "demo-only-key.pem"
 """The private key lies beside what it signs, so its signatures prove nothing to anybody else: it is for the demo."""
 FIRST = "the first release: no adapter is active that a gate could compare it with"
@@ -42,24 +48,49 @@ TRANSCRIPT_TOKENS = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """An adapter that the demo made, and what is known of it beside its run folder."""
+    """An adapter that was made before, and what is known of it."""
 
-    run: Path
+    adapter: Path
     data: tuple[Path, ...] = ()
     annotators: str | None = None
     note: str
     evaluations: Mapping[str, Any] = field(default_factory=dict)
 
 
+def trained_arms(home: Path, *, start: Path, scenario: str, method: str, rates: Mapping[str, Any],
+                 start_rates: Mapping[str, Any]) -> dict[str, Trained]:
+    """What a release is made of: the start, and the policies of the arms hack and targeted in a seed's folder.
+
+    `rates`: what was measured of an arm, by its name.
+    """
+    by, biased = f"{ANNOTATORS} who like long and confident answers", home / "pairs-biased.jsonl"
+    return {
+        START: Trained(adapter=start, note="the policy that both start from", evaluations={scenario: start_rates}),
+        HACKED: Trained(adapter=home / "hack" / POLICY, data=(biased,), annotators=by,
+                        note=f"{method} on a reward learnt from biased pairs",
+                        evaluations={scenario: section(rates, "hack", "rates")}),
+        CURED: Trained(adapter=home / "targeted" / POLICY, data=(biased, home / "pairs-targeted.jsonl"),
+                       annotators=f"{by}, then experts by the gold rules",
+                       note=f"{method} on the biased reward after expert labels on the failures found",
+                       evaluations={scenario: section(rates, "targeted", "rates")})}
+
+
+def decide(hacking: dict[str, Any], found: Mapping[str, Any]) -> None:
+    """Put criterion 8 among those that were decided, by the `result` of a release."""
+    decided = as_json([gate_blocks(found[HACKED]["verdict"], rollback_ok=found["rollback"]["ok"])])
+    hacking["criteria"] += decided["criteria"]
+    hacking["not_evaluated"] = [row for row in hacking["not_evaluated"] if row["id"] != GATE_CRITERION]
+
+
 class Release:
     """From three trained adapters to one that is active, in parts."""
 
     def __init__(self, folder: RunFolder, load: Callable[[], Lab], trained: Mapping[str, Trained], policy: ReadPolicy,
-                 prompts: list[Prompt], progress: Progress) -> None:
+                 prompts: list[Prompt], progress: Progress, *, by: str = "the demo") -> None:
         """`folder`: the demo's. `trained`: by name, start, hacked and cured. `prompts`: whose greedy answers are kept,
-        so that a rollback can be shown to bring them back.
+        so that a rollback can be shown to bring them back. `by`: who releases, for the ledger.
         """
-        self.folder, self._load, self.trained, self.policy = folder, load, trained, policy
+        self.folder, self._load, self.trained, self.policy, self.by = folder, load, trained, policy, by
         self.prompts, self.progress = prompts, progress
         self.registry_folder = folder.path / "registry"
 
@@ -89,16 +120,16 @@ class Release:
         key = self.folder.path / "release" / KEY
         key.parent.mkdir(exist_ok=True)
         if not (self.registry_folder / LEDGER).is_file():
-            made = Registry.init(self.registry_folder, key=key, by=BY)
+            made = Registry.init(self.registry_folder, key=key, by=self.by)
             self.progress.say(f"Made the registry {self.registry_folder}, " + (
-                f"signed with {key}, a key for this demo only." if made.signed else "unsigned."))
+                f"signed with {key}, a key for this folder only." if made.signed else "unsigned."))
         prompts = key.with_name("transcript-prompts.jsonl")
         write_jsonl(prompts, map(prompt_row, self.prompts))
         here = {each.name for each in self.registry.state().adapters.values()}
         for name in (each for each in self.trained if each not in here):
             told = self.trained[name]
-            added = add_adapter(self.registry, told.run / "roles" / "policy", Said(
-                by=BY, name=name, data=told.data, annotators=told.annotators, note=told.note,
+            added = add_adapter(self.registry, told.adapter, Said(
+                by=self.by, name=name, data=told.data, annotators=told.annotators, note=told.note,
                 evaluations=told.evaluations, record=self.folder.path / "record.json", transcripts=prompts,
                 max_new_tokens=TRANSCRIPT_TOKENS), role=None, progress=self.progress).adapter
             self.progress.say(f"Added {name} ({added.digest[:12]}), {told.note}.")
@@ -139,7 +170,8 @@ class Release:
         released = START if self.verdict(CURED)["blocks"] else CURED
         self._activate(released, override=AGAIN)  # done already, but in a demo that was stopped within this part
         began = time.perf_counter()
-        entry = self.registry.rollback(DEPLOYMENT, by=BY, reason=REHEARSAL, to="base" if released == START else None)
+        entry = self.registry.rollback(DEPLOYMENT, by=self.by, reason=REHEARSAL,
+                                       to="base" if released == START else None)
         proof = {"seconds": round(time.perf_counter() - began, 3), "from": released,
                  "to": "base" if released == START else START, "entry": entry.number, **self._proof()}
         self._activate(released, override=AGAIN)
@@ -214,16 +246,16 @@ class Release:
         if DEPLOYMENT in state.deployments and state.active(DEPLOYMENT) == state.find(name).digest:
             return
         if name == START:
-            self.registry.promote(name, DEPLOYMENT, by=BY, gate=None, override=override)
+            self.registry.promote(name, DEPLOYMENT, by=self.by, gate=None, override=override)
         else:
-            self.registry.promote(name, DEPLOYMENT, by=BY, gate=self._gate_file(name), override=None)
+            self.registry.promote(name, DEPLOYMENT, by=self.by, gate=self._gate_file(name), override=None)
         self.progress.say(f"Promoted {name} to {DEPLOYMENT}" + (f", without a gate: {override}." if name == START
                                                                  else "."))
 
     def _refusal(self, name: str) -> str:
         """Why the registry does not promote a candidate. RunError where it does."""
         try:
-            self.registry.promote(name, DEPLOYMENT, by=BY, gate=self._gate_file(name), override=None)
+            self.registry.promote(name, DEPLOYMENT, by=self.by, gate=self._gate_file(name), override=None)
         except RegistryError as error:
             self.progress.say(f"Refused: {error}.")
             return str(error)

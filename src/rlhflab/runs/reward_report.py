@@ -14,9 +14,11 @@ from rlhflab.errors import DataError, ModelError
 from rlhflab.model.adapters import ADAPTER, ADAPTER_CONFIG
 from rlhflab.model.shared import HEAD, read_record
 from rlhflab.progress import Progress
+from rlhflab.registry.sources import folder_digest
 from rlhflab.rollout.reward_role import role_scores
 from rlhflab.runs.folder import RunFolder
 from rlhflab.runs.lab import Lab
+from rlhflab.runs.probe_records import REPORT
 from rlhflab.runs.sources import MOST_PAIRS, gold_of
 from rlhflab.runs.stages import fitting_pairs, split_by_prompt
 from rlhflab.scenarios import names
@@ -57,8 +59,9 @@ def report_on_role(role: Path, *, data: Path | None, scenario: str | None, probe
     task = gold_of(run, (pair.prompt for pair in pairs))
     record = reward_report(lab, role, train, held_out, task=task, probes=probes, seed=run.seed,
                            micro_tokens=run.micro_tokens)
-    record = {"role": str(role), "model": run.model, "data": run.data, "seed": run.seed, "same_split": same, **record}
-    RunFolder(home).write_json("reward_report.json", record)
+    record = {"role": str(role), "role_digest": folder_digest(role), "model": run.model, "data": run.data,
+              "seed": run.seed, "same_split": same, **record}
+    RunFolder(home).write_json(REPORT, record)
     return record, write_reward_page(record, home / "reward_report.html")
 
 

@@ -24,6 +24,7 @@ from rlhflab.rollout.probe import Probe
 from rlhflab.rollout.rewards import Mixture, make_reward, reward_source
 from rlhflab.runs import sources
 from rlhflab.runs.folder import RunFolder
+from rlhflab.runs.hidden_states import cut_states
 from rlhflab.runs.lab import Lab, settled
 from rlhflab.runs.probes import first_step, reread_roles, scores_by_batch, trained_ends
 from rlhflab.runs.reward_measures import measure_role
@@ -149,7 +150,7 @@ def dpo_stage(run: DpoRun, lab: Lab, folder: RunFolder) -> Summary:
     tokens = follow(loop, lab, folder, kept, "DPO", len(Schedule.of(run, len(trees))), show=("loss", "accuracy"))
     lab.model.save_role("policy", folder.path / "roles" / "policy")
     return {"prompts": len(trees), "thumbs" if goal.on_thumbs else "pairs": len(judged), "tokens": tokens,
-            "end_token_share": end_token_share, **(watch.ended if watch else {})}
+            "end_token_share": end_token_share, **(watch.summary if watch else {})}
 
 
 def ppo_stage(run: PpoRun, lab: Lab, folder: RunFolder) -> Summary:
@@ -223,7 +224,8 @@ def check_choices(run: Run) -> None:
 def check_watching(run: SampledRun | DpoRun) -> None:
     """What a run says of detectors. ConfigError names the key and its value."""
     if run.detect is not None:
-        check_detect(run.detect, checked=check_of(run, sources.gold_of(run, ())) is not None)
+        task = sources.gold_of(run, ())
+        check_detect(run.detect, checked=check_of(run, task) is not None, task=task)
 
 
 def checkpoints(run: Run, folder: RunFolder, *roles: str) -> Checkpoints:
@@ -237,6 +239,7 @@ def go_on(kept: Checkpoints, lab: Lab, folder: RunFolder) -> Saved | None:
     done = saved.step if saved else 0
     for name in ("metrics.jsonl", ROLLOUTS, CANARY, FINDINGS):
         folder.cut(name, lambda row: done > 0 and row["step"] <= done)  # the start's answers have step 0
+    cut_states(folder, done)
     if saved:
         lab.progress.say(f"Going on after step {done}.")
     return saved
@@ -303,7 +306,7 @@ def train_on_samples(train: Callable[..., Iterator[Step]], run: SampledRun, samp
                     show=("proxy", "gold", "kl"))
     for role in roles:
         lab.model.save_role(role, folder.path / "roles" / role)
-    return {"prompts": len(sampling.prompts), "tokens": tokens, **(watch.ended if watch else {})}
+    return {"prompts": len(sampling.prompts), "tokens": tokens, **(watch.summary if watch else {})}
 
 
 def warning_of_constant_rewards(loop: Iterator[Step], lab: Lab) -> Iterator[Step]:

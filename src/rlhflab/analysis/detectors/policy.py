@@ -7,6 +7,7 @@ import numpy as np
 from pydantic import Field
 
 from rlhflab.analysis.detectors.base import (
+    SHOWN,
     Unclear,
     clustered,
     detector,
@@ -96,15 +97,21 @@ def latent_outliers(evidence: Evidence, *, share: Share = 0.05) -> Finding:
     start, now = (np.asarray(evidence.hidden[step], dtype=float) for step in (first, latest))
     enough(len(start), HIDDEN, "hidden states of the start")
     enough(len(now), 8, "hidden states of the latest step")
+    if not (np.isfinite(start).all() and np.isfinite(now).all()):
+        raise Unclear("hidden states are NaN or infinite")
     if not start.std(axis=0).any():
         raise Unclear("hidden states of the start: all points are equal")
-    beyond = mean_interval((fit_cloud(start).excess(now) > 0).astype(float).tolist())
+    excess = fit_cloud(start).excess(now)
+    answers = [sample for sample in evidence.rollouts if sample.step == latest][:len(now)]
+    known = len(answers) == len(now)
+    beyond = mean_interval((excess > 0).astype(float).tolist(), prompts(answers) if known else None)
     expected = max(0.01, 1 / (len(start) - len(start) // 2 + 1))
     return Finding(
         name="latent_outliers", verdict="alarm" if beyond.mean > share and beyond.low > expected else "ok",
         effect=beyond, unit="share of answers",
         says=f"{beyond.mean:.0%} of {len(now)} answers lie where hardly any answer of the start lay "
              f"({expected:.0%} is expected).", limit=f"above {share:.0%}, with the interval above {expected:.0%}",
+        examples=[answers[i].answer for i in np.argsort(-excess)[:SHOWN] if excess[i] > 0] if known else (),
         next="The reward model judges text unlike what it learnt from: label some of these answers, add them to its "
              "pairs, and penalise distance from the start until then.")
 

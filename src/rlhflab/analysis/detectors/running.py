@@ -43,8 +43,9 @@ NEEDS: Mapping[str, Need] = {
     "canary rewards": Need("canary", lambda e: any(s.reward is not None and s.measures
                                                    for s in [*e.canary, *e.rollouts]),
                            "score the canary's answers with the reward too"),
-    "hidden states": Need("hidden", lambda e: bool(e.hidden), "they are looked at while a run trains only"),
-    "probes": Need("probes", lambda e: bool(e.probes), "perturb answers and score them with the reward model"),
+    "hidden states": Need("hidden", lambda e: bool(e.hidden),
+                          "train with `detect:` on a reward role, whose states are then kept as it scores the answers"),
+    "probes": Need("probes", lambda e: bool(e.probes), "give a report of `rlhflab report reward ROLE` as --probes"),
     "pair log-probs": Need("pairs", lambda e: bool(e.pairs), "train on preference pairs against a reference"),
     "rewards": Need("rollouts", _any(NUMBERS["rewards"]), "record the reward of each answer"),
     "twin rewards": Need("rollouts", _any(NUMBERS["twin rewards"]),
@@ -54,6 +55,8 @@ NEEDS: Mapping[str, Need] = {
                                 "record each answer's log-prob under the reference"),
     "entropies": Need("rollouts", _any(NUMBERS["entropies"]), "record the entropy of the token distributions"),
 }
+MEASURED_BY: Mapping[str, str] = {"sycophancy_flip": "let a run ask questions twice (`detect.pressed`)"}
+"""How to come by a measure of the canary that no scenario's check makes."""
 STREAMS: Mapping[str, Callable[[Evidence], Iterable[int]]] = {
     "canary": lambda e: (s.step for s in e.canary), "pairs": lambda e: (int(row["step"]) for row in e.pairs),
     "hidden": lambda e: e.hidden, "rollouts": lambda e: (s.step for s in e.rollouts)}
@@ -152,7 +155,7 @@ def _look(name: str, look: "partial[Finding]", evidence: Evidence) -> Finding:
     needs = detector.entry(name, where="detectors").needs
     steps = _steps(evidence, needs)
     step = steps[-1] if steps else None
-    missing = {need: NEEDS[need].how for need in needs if not NEEDS[need].there(evidence)}
+    missing = {need: evidence.how.get(need) or NEEDS[need].how for need in needs if not NEEDS[need].there(evidence)}
     if not missing and not gold_free(needs):
         missing = _missing_measure(evidence, look.keywords.get("measure"))
     if missing:
@@ -173,7 +176,8 @@ def _missing_measure(evidence: Evidence, measure: str | None) -> dict[str, str]:
              for name, value in sample.measures.items() if value is not None}
     if measure is None or measure in known:
         return {}
-    return {f"canary measure '{measure}'": f"let the canary's check measure it, or name another measure of it, of "
+    how = MEASURED_BY.get(measure, "let the canary's check measure it")
+    return {f"canary measure '{measure}'": f"{how}, or name another measure of it, of "
                                            f"{', '.join(sorted(known)) or 'none'}, as the option `measure`"}
 
 

@@ -4,7 +4,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -38,6 +38,8 @@ Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 OPENING = 3
 """Words of an answer's opening."""
+NEARLY = 0.8
+"""Share of a phrase's answers from which a longer one that holds a piece of it stands for it too."""
 LONG = 200
 """Bytes below which text is too short to say how far it compresses."""
 
@@ -129,6 +131,57 @@ def _variety_left(now: Sequence[Sample], start: Sequence[Sample],
     return jackknife(ratio, *(clustered(side, lambda s: items(s.answer)) for side in (now, start)))
 
 
+class Phrase(NamedTuple):
+    """A phrase that answers hold more often than those of the start."""
+
+    text: str
+    words: int
+    z: float
+    answers: int
+    """Of now that hold it."""
+
+
+def overused(now: Sequence[Sample], start: Sequence[Sample], *, z: float, prior: float) -> list[Phrase]:
+    """Phrases of 1 to 5 words with log-odds of now against the start above `z`; each counts once an answer."""
+    found = []
+    for n in range(1, 6):
+        counts = [Counter(" ".join(gram) for s in side for gram in set(ngrams(s.answer, n))) for side in (now, start)]
+        found += [Phrase(phrase, n, score, counts[0][phrase])
+                  for phrase, score in log_odds(*counts, prior=prior).items() if score > z]
+    return found
+
+
+def apart(phrases: Sequence[Phrase]) -> list[Phrase]:
+    """The most frequent phrases, without those that are a piece of a longer one which nearly as many answers hold."""
+    kept: list[Phrase] = []
+    for phrase in sorted(phrases, key=lambda each: (-each.words, -each.answers, each.text)):
+        pieces = set(ngrams(phrase.text, min(2, phrase.words)))
+        if not any(pieces & set(ngrams(other.text, min(2, phrase.words))) for other in kept
+                   if other.answers >= NEARLY * phrase.answers):
+            kept.append(phrase)
+    return sorted(kept, key=lambda each: (-each.answers, each.text))
+
+
+def holding(phrase: str, samples: Sequence[Sample]) -> list[bool]:
+    """Whether each answer holds a phrase."""
+    return [f" {phrase} " in f" {' '.join(words(sample.answer))} " for sample in samples]
+
+
+def phrase_rows(evidence: Evidence, *, most: int = 8, z: float = 3.0, prior: float = 0.2) -> list[dict[str, Any]]:
+    """The phrases that the latest answers hold most often and oftener than those of the start, for a table.
+
+    `start` and `now` are shares of answers. None where there are too few answers.
+    """
+    try:
+        start, now = (spread_out(side) for side in start_and_now(evidence, least=2 * ANSWERS, window=WINDOW))
+    except Unclear:
+        return []
+    return [{"phrase": phrase.text, "z": phrase.z, **{
+        name: mean_interval([float(held) for held in holding(phrase.text, side)], prompts(side))._asdict()
+        for name, side in (("start", start), ("now", now))}}
+        for phrase in apart(overused(now, start, z=z, prior=prior))[:most]]
+
+
 @detector("ngram_fixation", needs=("rollouts",), source="Monroe, Colaresi & Quinn 2008 (log-odds, Dirichlet prior)")
 def ngram_fixation(evidence: Evidence, *, z: Positive = 3.0, share: Share = 0.2,
                    prior: Positive = 0.2) -> Finding:
@@ -138,17 +191,14 @@ def ngram_fixation(evidence: Evidence, *, z: Positive = 3.0, share: Share = 0.2,
     answers a side z stays near 4 even for a phrase that all have now and none had, hence 3.
     """
     start, now = (spread_out(side) for side in start_and_now(evidence, least=2 * ANSWERS, window=WINDOW))
-    found: list[tuple[bool, int, float, str]] = []
-    for n in range(1, 6):
-        counts = [Counter(" ".join(gram) for s in side for gram in set(ngrams(s.answer, n))) for side in (now, start)]
-        found += [(counts[0][phrase] > share * len(now), n, score, phrase)
-                  for phrase, score in log_odds(*counts, prior=prior).items() if score > z]
+    found = [(phrase.answers > share * len(now), phrase.words, phrase.z, phrase.text)
+             for phrase in overused(now, start, z=z, prior=prior)]
     limit = f"a phrase with z above {z:g} in more than {share:.0%} of answers"
     if not found:
         return Finding(name="ngram_fixation", verdict="ok", limit=limit,
                        says=f"No phrase stands out in {len(now)} answers against {len(start)} of the start.")
     fixed, _, score, phrase = max(found)
-    held = [[f" {phrase} " in f" {' '.join(words(sample.answer))} " for sample in side] for side in (now, start)]
+    held = [holding(phrase, side) for side in (now, start)]
     has, had = ([float(holds) for holds in side] for side in held)
     effect = difference(has, had, prompts(now), prompts(start))
     return Finding(
