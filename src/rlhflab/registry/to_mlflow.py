@@ -25,12 +25,21 @@ UNNAMEABLE = re.compile(r"[^\w./ -]")
 
 
 def log_to_mlflow(registry: Registry, adapter: Adapter) -> str:
-    """The id of the new run. RegistryError without mlflow, or where a file is not what was added."""
+    """The id of the new run. RegistryError without mlflow, where a file is not what was added, or MLflow fails."""
     try:
         import mlflow  # type: ignore[import-not-found, unused-ignore]
+        from mlflow.exceptions import MlflowException  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:
         raise RegistryError("--mlflow: mlflow is not installed; pip install mlflow, or leave --mlflow out") from error
     refuse_damaged(registry, adapter)
+    try:
+        return _log(mlflow, registry, adapter)
+    except (MlflowException, ImportError, OSError) as error:  # a client without its database's driver, a server gone
+        raise RegistryError(f"--mlflow: nothing or only a part was logged, MLflow says: "
+                            f"{' '.join(str(error).split())}") from error
+
+
+def _log(mlflow: Any, registry: Registry, adapter: Adapter) -> str:
     entries, state = registry.entries(), registry.state()
     facts = list(parameters(adapter).items())
     with mlflow.start_run(run_name=adapter.name) as run:

@@ -183,12 +183,11 @@ class Demo:
         trained = {
             START: Trained(run=self.folder.path / "sft", note="the SFT policy",
                            evaluations={self.task.name: self.summary["policies"]["sft"]}),
-            HACKED: Trained(run=hacking / "hack", data=(hacking / "pairs-biased.jsonl",),
+            HACKED: Trained(run=hacking / "hack",
                             annotators=f"{by} who like long and confident answers",
                             note="PPO on a reward learnt from biased pairs",
                             evaluations={self.task.name: section(rates, "hack", "rates")}),
             CURED: Trained(run=hacking / "targeted",
-                           data=(hacking / "pairs-biased.jsonl", hacking / "pairs-targeted.jsonl"),
                            annotators=f"{by} who like long and confident answers, then experts by the gold rules",
                            note="PPO on the biased reward after expert labels on the failures found",
                            evaluations={self.task.name: section(rates, "targeted", "rates")})}

@@ -45,7 +45,6 @@ class Trained:
     """An adapter that the demo made, and what is known of it beside its run folder."""
 
     run: Path
-    data: tuple[Path, ...] = ()
     annotators: str | None = None
     note: str
     evaluations: Mapping[str, Any] = field(default_factory=dict)
@@ -98,9 +97,8 @@ class Release:
         for name in (each for each in self.trained if each not in here):
             told = self.trained[name]
             added = add_adapter(self.registry, told.run / "roles" / "policy", Said(
-                by=BY, name=name, data=told.data, annotators=told.annotators, note=told.note,
-                evaluations=told.evaluations, record=self.folder.path / "record.json", transcripts=prompts,
-                max_new_tokens=TRANSCRIPT_TOKENS), role=None, progress=self.progress).adapter
+                by=BY, name=name, annotators=told.annotators, note=told.note, evaluations=told.evaluations,
+                transcripts=prompts, max_new_tokens=TRANSCRIPT_TOKENS), role=None, progress=self.progress).adapter
             self.progress.say(f"Added {name} ({added.digest[:12]}), {told.note}.")
         if DEPLOYMENT not in self.registry.state().deployments:
             self._activate(START, override=FIRST)
