@@ -29,9 +29,10 @@ def said(capsys, *arguments):
 
 def test_the_way_there_and_back(folder, capsys):
     out = said(capsys, "promote", "one", "--to", "prod", "--by", "anna", "--override", "a start")
-    assert "to prod, after the base (entry 4). Next: rlhflab registry rollback prod" in out
+    assert out.startswith("Promoted one to prod, after the base (entry 4). Next: rlhflab registry rollback prod")
     said(capsys, "promote", "two", "--to", "prod", "--by", "anna", "--override", "better")
-    assert "Rolled prod back from" in said(capsys, "rollback", "prod", "--by", "bob", "--reason", "worse")
+    assert "Rolled prod back from two to one" in said(capsys, "rollback", "prod", "--by", "bob", "--reason", "worse")
+    assert "promoted two to prod, after one" in said(capsys, "log")
     rows = json.loads(said(capsys, "list", "--json"))
     assert [(row["name"], row["active"]) for row in rows] == [("one", ["prod"]), ("two", [])]
     assert json.loads(said(capsys, "log", "--json"))[-1]["body"]["reason"] == "worse"

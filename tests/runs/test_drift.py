@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -205,6 +206,20 @@ def test_sides_are_named_by_the_registry_and_the_base_is_the_one_they_name(adapt
     assert record["baseline"].startswith("prod@active (") and record["current"].startswith("new-one (")
     assert record["asked"]["model"] == "tiny-llama"
     assert {row["name"]: row for row in record["measures"]}["jsd"]["effect"]["mean"] > 0
+
+
+@pytest.mark.parametrize(("current", "out", "sentence"), [
+    ("other", "new-folder", "other: was trained on base weights tiny-qwen (another), not on tiny-llama"),
+    ("new", "old", "old: exists already")])
+def test_what_cannot_be_compared_is_said_before_anything_is_answered(adapters, capsys, monkeypatch, current, out,
+                                                                     sentence):
+    monkeypatch.chdir(adapters)
+    shutil.copytree("new", "other")
+    role = json.loads(Path("other/rlhflab.json").read_text())
+    Path("other/rlhflab.json").write_text(json.dumps({**role, "base": "tiny-qwen", "base_digest": "another"}))
+    assert main([*map(str, ["drift", "old", current, *asking(adapters, "--out", out)])]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and "answers of" not in said and not Path("new-folder").exists()
 
 
 class Chat(LocalServer):

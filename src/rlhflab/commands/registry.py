@@ -162,8 +162,9 @@ def promote_command(name: str, /, *, to: str, by: str, gate: Path | None = None,
         key: File of the private key.
         as_json: Print the entry as JSON.
     """
-    entry = _open(registry_folder(registry), key).promote(name, to, by=by, gate=gate, override=override)
-    _print_change(entry, as_json, f"rlhflab registry rollback {to} --by NAME goes back")
+    place = _open(registry_folder(registry), key)
+    entry = place.promote(name, to, by=by, gate=gate, override=override)
+    _print_change(place, entry, as_json, f"rlhflab registry rollback {to} --by NAME goes back")
 
 
 def rollback_command(deployment: str, /, *, by: str, reason: str | None = None, to: str | None = None,
@@ -179,8 +180,9 @@ def rollback_command(deployment: str, /, *, by: str, reason: str | None = None, 
         key: File of the private key.
         as_json: Print the entry as JSON.
     """
-    entry = _open(registry_folder(registry), key).rollback(deployment, by=by, reason=reason, to=to)
-    _print_change(entry, as_json, f"rlhflab registry verify {deployment}")
+    place = _open(registry_folder(registry), key)
+    entry = place.rollback(deployment, by=by, reason=reason, to=to)
+    _print_change(place, entry, as_json, f"rlhflab registry verify {deployment}")
 
 
 def verify_command(name: str | None = None, /, *, transcripts: bool = False, model: str | None = None,
@@ -235,7 +237,8 @@ def log_command(name: str | None = None, /, *, markdown: bool = False, registry:
     from rlhflab.registry.state import history, state_of
 
     entries = _open(registry_folder(registry)).entries()
-    adapter = state_of(entries).find(name) if name is not None else None
+    state = state_of(entries)
+    adapter = state.find(name) if name is not None else None
     if markdown:
         if adapter is None or as_json:
             raise ConfigError("--markdown: needs the name of an adapter, and goes without --json")
@@ -246,7 +249,7 @@ def log_command(name: str | None = None, /, *, markdown: bool = False, registry:
         print_value([{**each.said, "hash": each.hash, "signature": each.signature} for each in shown], True)
         return
     print_table([{"entry": each.number, "at": each.at + (" (clock went back)" if each.clock_went_back else ""),
-                  "by": each.by, "what": says(each, adapter)} for each in shown], False)
+                  "by": each.by, "what": says(each, adapter, names=state.names)} for each in shown], False)
 
 
 def export_command(name: str, /, *, out: Path | None = None, mlflow: bool = False, registry: Folder = None,
@@ -321,13 +324,13 @@ def _transcripts(place: "Registry", name: str, model: str | None) -> dict[str, A
     return quietly(lambda: check_transcripts(place, adapter, model=model, progress=Progress()))
 
 
-def _print_change(entry: "Entry", as_json: bool, next_step: str) -> None:
+def _print_change(place: "Registry", entry: "Entry", as_json: bool, next_step: str) -> None:
     from rlhflab.registry.cards import says
 
     if as_json:
         print_value({**entry.said, "hash": entry.hash}, True)
         return
-    words = says(entry)
+    words = says(entry, names=place.state().names)
     unsigned = "" if entry.signature else " The registry is unsigned."
     print(f"{words[0].upper()}{words[1:]} (entry {entry.number}).{unsigned} Next: {next_step}")
 

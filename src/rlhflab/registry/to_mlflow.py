@@ -6,13 +6,13 @@ be changed by anybody, so the tags name the ledger's last hash.
 
 import math
 import re
-from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rlhflab.data.formats import dotted
 from rlhflab.errors import RegistryError
 from rlhflab.registry.audit import refuse_damaged
 from rlhflab.registry.bundle import CARD
-from rlhflab.registry.cards import dotted, model_card
+from rlhflab.registry.cards import model_card
 from rlhflab.registry.records import Adapter
 from rlhflab.registry.state import State
 from rlhflab.registry.store import Registry
@@ -72,16 +72,8 @@ def parameters(adapter: Adapter) -> dict[str, str]:
 
 def metrics(adapter: Adapter) -> dict[str, float]:
     """Every finite number of the evaluations; of an estimate its mean, both ends of its interval, and its count."""
-    return {_name(key): float(value) for key, value in _numbers(adapter.made.evaluations or {})
+    return {_name(key): float(value) for key, value in dotted(adapter.made.evaluations or {}, estimates=False)
             if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)}
-
-
-def _numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _numbers(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _name(key: str) -> str:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rlhflab.analysis.gate_files import stopped_by, verdict_cells
+from rlhflab.analysis.gate_files import power_words, stopped_by, verdict_cells
 from rlhflab.data.formats import prompt_row, write_jsonl
 from rlhflab.data.types import Prompt
 from rlhflab.errors import RegistryError, RunError
@@ -114,11 +114,10 @@ class Release:
                              for each in (start, adapter))
         folder = RunFolder.create(self.folder.path / home)
         record = gate_with(lab, candidate, active, self.policy, folder)
-        could = sum(row["blocking"] for row in record["rows"])
         self.progress.say("\n".join([
             f"Gate of {name} against {START}, policy {self.policy.name}:", *columns(verdict_cells(record)),
-            f"Verdict on {name}: {record['verdict']}. {could} of {len(record['rows'])} rows had the power to block; "
-            f"{record['answers_written']} answers of {record['tokens_written']} tokens were written."]))
+            f"Verdict on {name}: {record['verdict']}. {power_words(record)}; {record['answers_written']} answers "
+            f"of {record['tokens_written']} tokens were written."]))
         return sum(row.get("tokens", 0) for row in folder.rows("answers.jsonl"))  # whether kept before or not
 
     def promote(self) -> int:
@@ -184,7 +183,8 @@ class Release:
             "active": state.find(DEPLOYMENT).name,
             "adapters": [{"name": each.name, "digest": each.digest, "note": each.note}
                          for each in state.adapters.values()],
-            "ledger": [{"number": each.number, "at": each.at, "by": each.by, "says": says(each), "hash": each.hash,
+            "ledger": [{"number": each.number, "at": each.at, "by": each.by, "hash": each.hash,
+                        "says": says(each, names=state.names),
                         "override": (each.body.get("override") or {}).get("reason")} for each in registry.entries()]}
 
     def closing_words(self) -> list[str]:
