@@ -186,9 +186,9 @@ def run_stage(run: Run, lab: Lab, folder: RunFolder) -> Summary:
     The record is the stage's own, also where the stage is a part of a longer job: what it read, and how it ended.
     """
     run = settled(run, str(lab.model.device))
-    folder.write_yaml("config.yaml", {"kind": run.kind, **run.model_dump(mode="json")})
     record = Record(folder, run.kind, base={"name": lab.model.base.name, "digest": lab.model.base.digest},
                     data=sources.data_read(run))
+    folder.write_yaml("config.yaml", {"kind": run.kind, **run.model_dump(mode="json")})
     lab.model.recompute_activations(run.recompute)
     torch.manual_seed(run.seed)  # dropout draws from the global generator
     folder.discard("roles")  # saved by a process that was killed before its summary
