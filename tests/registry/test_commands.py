@@ -27,6 +27,14 @@ def said(capsys, *arguments):
     return capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("flags", "sentence"), [
+    (["--by", " "], "--by: must be the name"), (["--by", "anna", "--name", "../x"], "--name: '../x' must be")])
+def test_an_adapter_that_is_refused_makes_no_registry(tmp_path, capsys, flags, sentence):
+    path = adapter_folder(tmp_path / "trained")
+    assert main(["registry", "add", str(path), *flags, "--registry", str(tmp_path / "new")]) == 2
+    assert sentence in capsys.readouterr().err and not (tmp_path / "new").exists()
+
+
 def test_the_way_there_and_back(folder, capsys):
     out = said(capsys, "promote", "one", "--to", "prod", "--by", "anna", "--override", "a start")
     assert out.startswith("Promoted one to prod, after the base (entry 4). Next: rlhflab registry rollback prod")

@@ -256,8 +256,9 @@ def test_a_server_is_compared_with_its_answers_of_an_earlier_date(tmp_path, serv
     assert "secret" not in (tmp_path / "now" / "drift.json").read_text()
 
 
-def test_a_server_that_is_down_is_one_sentence(tmp_path):
-    source = source_of("http://127.0.0.1:9", where="current", served_as="m")
+@pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/"])
+def test_a_server_that_is_down_is_one_sentence(tmp_path, end):
+    source = source_of(f"http://127.0.0.1:9{end}", where="current", served_as="m")
     (tmp_path / "a.jsonl").write_text('{"prompt": "q", "answer": "x"}')
     _, prompts = read_replies(source_of(str(tmp_path / "a.jsonl"), where="baseline"))
     with pytest.raises(RunError, match=r"http://127.0.0.1:9/v1/chat/completions: gave no usable answer in 2 attempts"):

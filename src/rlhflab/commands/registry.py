@@ -67,12 +67,14 @@ def add_command(adapter: Path, /, *, by: str, name: str | None = None, role: str
         as_json: Print the record as JSON.
     """
     from rlhflab.progress import Progress
-    from rlhflab.registry.records import LEDGER
+    from rlhflab.registry.records import LEDGER, checked_name
     from rlhflab.registry.sources import look_at
     from rlhflab.runs.registering import Said, add_adapter
 
     folder = registry_folder(registry)
     look_at(adapter, role=role)  # before a registry is made for it
+    if name is not None:
+        checked_name(name, flag="--name")
     place = _open(folder, key) if (folder / LEDGER).exists() else _made(folder, key, signed=None, by=by)
     said = Said(by=by, name=name, model=model, parents=tuple(parent or ()), data=tuple(data or ()), note=note,
                 annotators=annotators, transcripts=transcripts, max_new_tokens=max_new_tokens)

@@ -61,7 +61,7 @@ class Side:
 def find_drift(baseline: Source, current: Source, asked: Asked, *, out: Path | None = None,
                progress: Progress) -> dict[str, Any]:
     """Compare two sides, and write `drift.json`, `drift.html` and what was answered now into a new folder."""
-    _refuse_taken(out)
+    RunFolder.refuse_taken(out)
     sides = _read(baseline, current, asked, progress)
     with_model = asked.model is not None or "adapter" in {baseline.kind, current.kind}
     asked = replace(asked, model=_base_of(asked, baseline, current)) if with_model else asked
@@ -98,7 +98,7 @@ def keep_answers(source: Source, asked: Asked, *, out: Path | None = None, progr
     """Write what one side answers now to a file that later answers can be compared with."""
     if source.kind == "file":
         raise ConfigError(f"{source.name}: is a file of answers already; give a second side to compare it with")
-    _refuse_taken(out)
+    RunFolder.refuse_taken(out)
     prompts = _asked_prompts({}, asked)
     asked = replace(asked, model=_base_of(asked, source))
     models = None
@@ -140,12 +140,6 @@ def read_record(path: Path) -> dict[str, Any]:
     if wrong is not None:
         raise DataError(f"{path}: is no drift.json of rlhflab drift: {wrong!r} is missing or not what it should be")
     return dict(record)
-
-
-def _refuse_taken(out: Path | None) -> None:
-    """Before minutes of answers, not after them."""
-    if out is not None and out.exists():
-        RunFolder.create(out)
 
 
 # -- the two sides ---------------------------------------------------------------------------------------------------

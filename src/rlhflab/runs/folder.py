@@ -32,11 +32,18 @@ class RunFolder:
     @classmethod
     def create(cls, path: Path) -> "RunFolder":
         """A new folder. RunError if it is there already: a run never writes over another."""
+        cls.refuse_taken(path)
         try:
             path.mkdir(parents=True)
-        except FileExistsError as error:
-            raise RunError(f"{path}: exists already; give another --out, or remove it yourself") from error
+        except FileExistsError:  # another process was quicker
+            cls.refuse_taken(path)
         return cls(path)
+
+    @staticmethod
+    def refuse_taken(out: Path | None) -> None:
+        """RunError where the folder is there already: for those who work long before they create it."""
+        if out is not None and out.exists():
+            raise RunError(f"{out}: exists already; give another --out, or remove it yourself")
 
     @classmethod
     def named(cls, name: str, *, under: Path = Path("runs")) -> "RunFolder":

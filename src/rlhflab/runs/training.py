@@ -16,8 +16,7 @@ from rlhflab.runs.stages import check_choices, run_stage
 def run_training(run: Run, *, out: Path | None, progress: Progress) -> Path:
     """Train as `run` says, into a new folder, which is returned."""
     check_choices(run)
-    if out is not None and out.exists():
-        RunFolder.create(out)  # refuses before the model is loaded
+    RunFolder.refuse_taken(out)
     lab = _load(run, progress)
     run = within_memory(lab.resolved(run), lab)
     folder = RunFolder.create(out) if out is not None else RunFolder.named(run.kind)
