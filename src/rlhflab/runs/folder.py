@@ -32,18 +32,17 @@ class RunFolder:
     @classmethod
     def create(cls, path: Path) -> "RunFolder":
         """A new folder. RunError if it is there already: a run never writes over another."""
-        cls.refuse_taken(path)
         try:
             path.mkdir(parents=True)
-        except FileExistsError:  # another process was quicker
-            cls.refuse_taken(path)
+        except FileExistsError as error:
+            raise _taken(path) from error
         return cls(path)
 
     @staticmethod
     def refuse_taken(out: Path | None) -> None:
         """RunError where the folder is there already: for those who work long before they create it."""
         if out is not None and out.exists():
-            raise RunError(f"{out}: exists already; give another --out, or remove it yourself")
+            raise _taken(out)
 
     @classmethod
     def named(cls, name: str, *, under: Path = Path("runs")) -> "RunFolder":
@@ -118,6 +117,10 @@ class Record:
         """`finished` or `stopped`."""
         self._facts |= {"status": status, "ended": _now(), "seconds": round(time.perf_counter() - self._began, 1)}
         self._folder.write_json("record.json", self._facts)
+
+
+def _taken(path: Path) -> RunError:
+    return RunError(f"{path}: exists already; give another --out, or remove it yourself")
 
 
 def _now() -> str:
