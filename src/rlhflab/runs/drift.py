@@ -68,7 +68,7 @@ def find_drift(baseline: Source, current: Source, asked: Asked, *, out: Path | N
     models = _models(asked, progress) if with_model else None
     prompts = _asked_prompts(sides, asked)
     for name, source in zip(SIDES, (baseline, current), strict=True):
-        if source.kind == "adapter":
+        if models is not None and source.kind == "adapter":
             models.hold(source, name)  # both before the first answer: one may be of another base
     for name, source in zip(SIDES, (baseline, current), strict=True):
         if name not in sides:
