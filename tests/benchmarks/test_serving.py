@@ -24,9 +24,9 @@ def test_good_broken_and_oversized_requests_are_answered_and_memory_stays(servic
     models, own = [BASE, *serving.ADAPTERS], psutil.Process()
     with running(service, largest=serving.MIB) as url:
         first = serving.mixed(url, models, clients=4, going_on=lambda done: done < 12)
-        slots, size = service.batch.slots, own.memory_info().rss
+        slots, size = service.batch.rows.slots, own.memory_info().rss
         again = serving.mixed(url, models, clients=4, going_on=lambda done: done < 12)
-        assert service.batch.slots is slots, "keys and values lie where they were allocated at first"
+        assert service.batch.rows.slots is slots, "keys and values lie where they were allocated at first"
     for tally in (first, again):
         assert tally.lost == 0 and not tally.otherwise, tally.record()
         assert sum(tally.sent.values()) == 48 and set(tally.sent) == {kind.__name__ for kind, _ in serving.KINDS}

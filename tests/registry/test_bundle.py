@@ -46,6 +46,12 @@ def test_a_tar_file_is_the_same_bundle(registry, tmp_path):
         assert everything(inside) == everything(folder) and verify(Registry(inside))["ok"]
 
 
+def test_a_name_of_another_archive_does_not_become_a_folder(registry, tmp_path):
+    with pytest.raises(RegistryError, match=r"one.tar.gz: --out is a new folder or a file that ends in .tar; .gz is"):
+        exported(registry, tmp_path / "one.tar.gz")
+    assert not (tmp_path / "one.tar.gz").exists()
+
+
 def test_a_changed_byte_in_any_file_of_a_bundle_is_named(registry, tmp_path):
     bundle = exported(registry, tmp_path / "bundle")
     for name, content in everything(bundle).items():

@@ -27,11 +27,20 @@ def said(capsys, *arguments):
     return capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("flags", "sentence"), [
+    (["--by", " "], "--by: must be the name"), (["--by", "anna", "--name", "../x"], "--name: '../x' must be")])
+def test_an_adapter_that_is_refused_makes_no_registry(tmp_path, capsys, flags, sentence):
+    path = adapter_folder(tmp_path / "trained")
+    assert main(["registry", "add", str(path), *flags, "--registry", str(tmp_path / "new")]) == 2
+    assert sentence in capsys.readouterr().err and not (tmp_path / "new").exists()
+
+
 def test_the_way_there_and_back(folder, capsys):
     out = said(capsys, "promote", "one", "--to", "prod", "--by", "anna", "--override", "a start")
-    assert "to prod, after the base (entry 4). Next: rlhflab registry rollback prod" in out
+    assert out.startswith("Promoted one to prod, after the base (entry 4). Next: rlhflab registry rollback prod")
     said(capsys, "promote", "two", "--to", "prod", "--by", "anna", "--override", "better")
-    assert "Rolled prod back from" in said(capsys, "rollback", "prod", "--by", "bob", "--reason", "worse")
+    assert "Rolled prod back from two to one" in said(capsys, "rollback", "prod", "--by", "bob", "--reason", "worse")
+    assert "promoted two to prod, after one" in said(capsys, "log")
     rows = json.loads(said(capsys, "list", "--json"))
     assert [(row["name"], row["active"]) for row in rows] == [("one", ["prod"]), ("two", [])]
     assert json.loads(said(capsys, "log", "--json"))[-1]["body"]["reason"] == "worse"

@@ -51,6 +51,20 @@ def test_what_a_scenario_made_has_no_file_and_a_rule(tmp_path):
     assert made.parents == () and made.rewards is None
 
 
+def test_what_a_reward_role_and_the_role_it_began_as_learnt_from_is_told(tmp_path):
+    """A start that names itself ends there."""
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("biased", "expert")}
+    for name, path in files.items():
+        path.write_text(json.dumps({"prompt": name}) + "\n")
+    first = run_folder(tmp_path / "first", data=str(files["biased"]), start=str(tmp_path / "first/roles/policy"))
+    second = run_folder(tmp_path / "second", data=str(files["expert"]), start=str(first / "roles/policy"))
+    made = provenance(run_folder(tmp_path / "run", data="helpdesk", reward=[
+        {"name": "role", "path": str(second / "roles/policy")}]))
+    assert [(each["key"], each["name"]) for each in made.data] == [
+        ("data", "helpdesk"), ("reward.0.data", str(files["expert"])), ("reward.0.start.data", str(files["biased"]))]
+    assert made.data[1]["sha256"] == hashlib.sha256(files["expert"].read_bytes()).hexdigest()
+
+
 def test_a_start_that_is_gone_is_not_taken_for_the_base(tmp_path):
     assert provenance(run_folder(tmp_path / "run", start="gone/roles/policy")).parents is None
 

@@ -37,6 +37,15 @@ class StandIn:
 
 
 @pytest.fixture
+def stand_in(monkeypatch):
+    """In mlflow's place."""
+    made = StandIn()
+    monkeypatch.setitem(sys.modules, "mlflow", made)
+    monkeypatch.setitem(sys.modules, "mlflow.exceptions", SimpleNamespace(MlflowException=KeyError))
+    return made
+
+
+@pytest.fixture
 def place(tmp_path):
     """A registry with the adapter `mine` of a run that was measured."""
     from rlhflab.runs.registering import Said, add_adapter
@@ -53,9 +62,8 @@ def place(tmp_path):
     return registry
 
 
-def test_files_facts_and_evaluations_go_into_one_run(place, monkeypatch):
-    monkeypatch.setitem(sys.modules, "mlflow", made := StandIn())
-    mine = place.state().find("mine")
+def test_files_facts_and_evaluations_go_into_one_run(place, stand_in):
+    mine, made = place.state().find("mine"), stand_in
     assert log_to_mlflow(place, mine) == "r1" and made.name == "mine"
     assert {"adapter/adapter_model.safetensors", "adapter/adapter_config.json"} <= set(made.files)
     assert "# mine" in made.texts["MODEL_CARD.md"]
@@ -67,19 +75,26 @@ def test_files_facts_and_evaluations_go_into_one_run(place, monkeypatch):
     assert made.metrics == {"accuracy.mean": 0.75, "accuracy.low": 0.5, "accuracy.n": 8.0, "pairs _all_": 2.0}
 
 
-def test_the_command_prints_the_run(place, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "mlflow", StandIn())
+def test_the_command_prints_the_run(place, stand_in, capsys):
     assert main(["registry", "export", "mine", "--mlflow", "--registry", str(place.folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"mlflow_run": "r1"}
 
 
-def test_a_damaged_adapter_is_not_logged(place, monkeypatch):
-    monkeypatch.setitem(sys.modules, "mlflow", made := StandIn())
+def test_what_mlflow_refuses_is_one_sentence(place, stand_in, monkeypatch):
+    def refuse(tags):
+        raise KeyError("no\n such server")
+
+    monkeypatch.setattr(stand_in, "set_tags", refuse)
+    with pytest.raises(RegistryError, match="--mlflow: nothing or only a part was logged, MLflow says: 'no"):
+        log_to_mlflow(place, place.state().find("mine"))
+
+
+def test_a_damaged_adapter_is_not_logged(place, stand_in):
     mine = place.state().find("mine")
     (place.path_of(mine) / "adapter_config.json").write_text("{}")
     with pytest.raises(RegistryError, match="is damaged"):
         log_to_mlflow(place, mine)
-    assert not made.tags and not made.files
+    assert not stand_in.tags and not stand_in.files
 
 
 def test_without_mlflow_it_is_one_sentence(place, monkeypatch):
@@ -94,5 +109,12 @@ def test_mlflow_itself_holds_the_same(place, tmp_path):
 
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
     mine = place.state().find("mine")
+    experiment = mlflow.create_experiment("adapters", artifact_location=str(tmp_path / "artifacts"))
+    mlflow.set_experiment(experiment_id=experiment)
     run = mlflow.get_run(log_to_mlflow(place, mine))
     assert run.data.metrics == metrics(mine) and run.data.params == parameters(mine)
+    assert run.info.status == "FINISHED" and run.data.tags["rlhflab.digest"] == mine.digest
+    kept = tmp_path / "artifacts" / run.info.run_id / "artifacts"
+    for name in mine.files:
+        assert (kept / "adapter" / name).read_bytes() == (place.path_of(mine) / name).read_bytes()
+    assert "# mine" in (kept / "MODEL_CARD.md").read_text()

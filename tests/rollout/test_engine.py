@@ -65,7 +65,7 @@ def test_rows_are_replaced_as_they_finish(tiny: SharedModel, monkeypatch: pytest
 
     def noted(writer: engine._Writer, free: int) -> engine._Prefilled:
         ready = prefill(writer, free)
-        read.append(len(ready.hidden))
+        read.append(len(ready.reading.hidden))
         return ready
 
     def once(own: Slots, *args: object, **options: object) -> None:

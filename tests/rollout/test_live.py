@@ -1,6 +1,7 @@
 """The running batch writes what naive generation writes, whenever a request comes in and whoever shares the batch."""
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from conftest import moved_role
 from rlhflab.model.mixing import read_factors
 from rlhflab.model.shared import SharedModel
 from rlhflab.rollout.live import Drawn, LiveAnswer, LiveBatch, QueueFull
+from rlhflab.rollout.rows import Reading
 from slow_twins import plain_generate
 
 PROMPTS = [(1, 50, 60), (1, 70, 71, 72, 73, 74, 75), (1, 80), tuple(range(3, 43))]
@@ -49,7 +51,7 @@ class Batch:
     def finish(self) -> None:
         """Write until nothing is left."""
         def close_when_idle() -> None:
-            while self.live._waiting or self.live.live:
+            while not self.live.idle:
                 threading.Event().wait(0.005)
             self.live.close()
 
@@ -70,10 +72,15 @@ def adapters(tmp_path: Path, model: SharedModel) -> dict[str, object]:
     return {"model": trained, **{name: read_factors(model, tmp_path / name, digest=name) for name in "ab"}}
 
 
-def test_each_answer_is_that_of_naive_generation_through_few_rows(tiny: SharedModel, tmp_path: Path) -> None:
-    """16 answers of two adapters and the base through four slots, of different lengths, seeds and temperatures."""
+@pytest.mark.parametrize("piece", [32, 256])
+def test_each_answer_is_that_of_naive_generation_through_few_rows(piece: int, tiny: SharedModel,
+                                                                  tmp_path: Path) -> None:
+    """16 answers of two adapters and the base through four slots, of different lengths, seeds and temperatures.
+
+    By pieces of 32 tokens, the prompt of 40 is read in two.
+    """
     made = adapters(tmp_path, tiny)
-    batch, heard = Batch(tiny), [Heard() for _ in range(16)]
+    batch, heard = Batch(tiny, piece=piece), [Heard() for _ in range(16)]
     asked = [(PROMPTS[i % 4], "ab"[i % 2] if i % 3 else None, None if i % 5 == 0 else 10 + i, 1 + (7 * i) % 12,
               0.5 + i % 3 / 2) for i in range(16)]
     batch.live.submit([wanted(each, prompt=prompt, amounts={made[name]: 1.0} if name else {}, seed=seed, limit=limit,
@@ -109,6 +116,78 @@ def test_an_answer_joins_while_another_is_written(llama: SharedModel) -> None:
         with torch.no_grad():
             right, _ = plain_generate(llama, prompt, None, seed=seed, max_new_tokens=limit, stop_ids=STOPS)
         assert heard.tokens == [token for token in right if token not in STOPS]
+
+
+LONG = (1, *range(50, 218))
+"""169 tokens: six pieces of 32, the last one short."""
+
+
+def pieces_read(monkeypatch: pytest.MonkeyPatch, batch: "Batch", then: Callable[[int], None]) -> list[tuple[int, int]]:
+    """(prompts, tokens of each) of every piece that is read; `then` is told how many there were after each."""
+    pieces, go_on = [], Reading.go_on
+
+    def noted(reading: Reading, columns: int) -> None:
+        before = reading.done
+        go_on(reading, columns)
+        pieces.append((len(reading.tokens), reading.done - before))
+        then(len(pieces))
+
+    monkeypatch.setattr(Reading, "go_on", noted)
+    return pieces
+
+
+def test_a_short_request_is_answered_while_a_long_prompt_is_read(llama: SharedModel,
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes after the first of six pieces and has its first token before the third."""
+    batch, long, short, waits = Batch(llama, columns=256, piece=32), Heard(), Heard(), Heard()
+    heard_of_short: list[int] = []
+
+    def then(pieces: int) -> None:
+        if pieces == 1:
+            batch.live.submit([wanted(short, seed=None, limit=3), wanted(waits, prompt=LONG[:64], seed=None)])
+        heard_of_short.append(len(short.tokens))
+
+    read = pieces_read(monkeypatch, batch, then)
+    batch.live.submit([wanted(long, prompt=LONG, seed=None), wanted(Heard(), prompt=LONG)])
+    batch.finish()
+    assert read == [(1, 32)] * 9 and heard_of_short == [0, 0, 0, 1, 2, 3, 3, 3, 3], "a step between each two pieces"
+    for heard, prompt, limit in ((long, LONG, 8), (short, PROMPTS[0], 3), (waits, LONG[:64], 8)):
+        with torch.no_grad():
+            right, _ = plain_generate(llama, prompt, None, seed=None, max_new_tokens=limit, stop_ids=STOPS)
+        assert heard.tokens == [token for token in right if token not in STOPS]
+
+
+def test_a_long_prompt_that_nobody_waits_for_is_read_no_further(llama: SharedModel,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, heard, next_one = Batch(llama, rows=1, columns=256, piece=32), Heard(), Heard()
+    answer = wanted(heard, prompt=LONG)
+
+    def then(pieces: int) -> None:
+        answer.cancelled = pieces >= 2
+
+    read = pieces_read(monkeypatch, batch, then)
+    batch.live.submit([answer, wanted(next_one, seed=None)])
+    batch.finish()
+    assert heard.ends == [("cancelled", 0)] and len(read) == 3, "two pieces, and the prompt of the next"
+    assert next_one.ends[0][0] in ("stop", "length")
+
+
+def test_a_piece_that_cannot_be_read_ends_the_answers_that_wait_for_it(llama: SharedModel,
+                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, broken, fine = Batch(llama, columns=256, piece=32), Heard(), Heard()
+    reported: list[Exception] = []
+
+    def then(pieces: int) -> None:
+        if pieces == 2:
+            batch.live.submit([wanted(fine, seed=None)])
+            raise MemoryError("none left")
+
+    pieces_read(monkeypatch, batch, then)
+    monkeypatch.setattr(batch, "report", reported.append)
+    batch.live.submit([wanted(broken, prompt=LONG)])
+    batch.finish()
+    assert [str(error) for error in reported] == ["none left"]
+    assert broken.ends == [("failed", 0)] and fine.ends[0][0] in ("stop", "length")
 
 
 def test_logprobs_are_those_of_the_model_whatever_the_temperature(llama: SharedModel) -> None:

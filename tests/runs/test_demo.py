@@ -9,6 +9,7 @@ import pytest
 
 from rlhflab.errors import RunError
 from rlhflab.progress import Progress
+from rlhflab.registry.records import sha256_of
 from rlhflab.registry.store import Registry
 from rlhflab.runs.demo import run_demo
 from rlhflab.runs.evaluating import evaluate
@@ -97,6 +98,12 @@ def test_the_demo_ends_with_a_release_that_is_told_in_summary_and_report(demo: P
     parents = {name: registry.state().find(name).made.parents for name in ("start", "hacked", "cured")}
     start = registry.state().find("start").digest
     assert parents == {"start": (), "hacked": (start,), "cured": (start,)}
+    made = {name: registry.state().find(name).made for name in parents}
+    assert all(each.run["status"] == "finished" and each.run["ended"] for each in made.values())
+    read = {name: {each["key"]: each["sha256"] for each in made[name].data} for name in parents}
+    pairs = sha256_of(demo / "hacking/seed-0/pairs-targeted.jsonl")
+    assert len(read["start"]["data"]) == 64 and read["cured"]["reward.0.data"] == pairs
+    assert set(read["cured"]) == {"data", "reward.0.data", "reward.0.start.data", "reward.0.start.start.data"}
     assert "Release: the gate, the ledger, the way back" in (demo / "report.html").read_text()
 
 

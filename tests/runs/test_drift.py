@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -207,6 +208,20 @@ def test_sides_are_named_by_the_registry_and_the_base_is_the_one_they_name(adapt
     assert {row["name"]: row for row in record["measures"]}["jsd"]["effect"]["mean"] > 0
 
 
+@pytest.mark.parametrize(("current", "out", "sentence"), [
+    ("other", "new-folder", "other: was trained on base weights tiny-qwen (another), not on tiny-llama"),
+    ("new", "old", "old: exists already")])
+def test_what_cannot_be_compared_is_said_before_anything_is_answered(adapters, capsys, monkeypatch, current, out,
+                                                                     sentence):
+    monkeypatch.chdir(adapters)
+    shutil.copytree("new", "other")
+    role = json.loads(Path("other/rlhflab.json").read_text())
+    Path("other/rlhflab.json").write_text(json.dumps({**role, "base": "tiny-qwen", "base_digest": "another"}))
+    assert main([*map(str, ["drift", "old", current, *asking(adapters, "--out", out)])]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and "answers of" not in said and not Path("new-folder").exists()
+
+
 class Chat(LocalServer):
     """Chat completions that greet, or decline."""
 
@@ -241,8 +256,9 @@ def test_a_server_is_compared_with_its_answers_of_an_earlier_date(tmp_path, serv
     assert "secret" not in (tmp_path / "now" / "drift.json").read_text()
 
 
-def test_a_server_that_is_down_is_one_sentence(tmp_path):
-    source = source_of("http://127.0.0.1:9", where="current", served_as="m")
+@pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/"])
+def test_a_server_that_is_down_is_one_sentence(tmp_path, end):
+    source = source_of(f"http://127.0.0.1:9{end}", where="current", served_as="m")
     (tmp_path / "a.jsonl").write_text('{"prompt": "q", "answer": "x"}')
     _, prompts = read_replies(source_of(str(tmp_path / "a.jsonl"), where="baseline"))
     with pytest.raises(RunError, match=r"http://127.0.0.1:9/v1/chat/completions: gave no usable answer in 2 attempts"):

@@ -195,6 +195,16 @@ def test_a_reward_role_that_checks_is_loaded_once_for_both(shop: Path, capsys: p
     assert record["rows"][1]["candidate"] != record["rows"][1]["active"] and record["rows"][1]["unscored"] == 0
 
 
+@pytest.mark.parametrize("command", [("evaluate", "calm", "mine"),
+                                     ("gate", "calm", "--against", "other", "--policy", "policy.yaml")])
+def test_a_reward_role_that_is_not_there_is_said_before_anything_is_answered(
+        shop: Path, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]) -> None:
+    text = SUITE.replace("{check: length, better: lower}", "{check: {name: role, path: nowhere}}")
+    (shop / "mine" / "suite.yaml").write_text(text)
+    said = refused(capsys, *command, "--out", "out")
+    assert "nowhere: is not an adapter folder" in said and "calm: " not in said
+
+
 def test_one_model_on_both_sides_is_asked_once(shop: Path, monkeypatch: pytest.MonkeyPatch,
                                                capsys: pytest.CaptureFixture[str]) -> None:
     asked: list[int] = []

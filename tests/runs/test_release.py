@@ -43,6 +43,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in (START, GOOD, BAD):
         model.save_role(name, tmp_path / name / "roles" / "policy")
         (tmp_path / name / "config.yaml").write_text("kind: sft\nmodel: tiny-llama\nseed: 3\n")
+        Record(RunFolder(tmp_path / name), "sft").close("finished")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "suite.yaml").write_text(SUITE)
     rows = [{"prompt": f"Say {i}.", "id": f"p{i}"} for i in range(60)]
@@ -120,8 +121,9 @@ def test_what_made_an_adapter_is_in_the_ledger(releasing, shop: Path) -> None:
     release = releasing()
     release.fill()
     made = release.registry.state().find("cured").made
-    assert made.seeds == (3,) and made.evaluations["mine"] == {"n": 1} and made.run["kind"] == "demo"
-    assert made.commit == json.loads((shop / "demo" / "record.json").read_text())["commit"]
+    assert made.seeds == (3,) and made.evaluations["mine"] == {"n": 1}
+    assert (made.run["kind"], made.run["status"]) == ("sft", "finished"), "of its stage, not of the demo around it"
+    assert made.commit == json.loads((shop / GOOD / "record.json").read_text())["commit"]
     assert (shop / "demo" / "release" / "demo-only-key.pem").stat().st_mode & 0o077 == 0
 
 

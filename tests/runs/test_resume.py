@@ -148,7 +148,7 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path: Path, monkeypatch: pytes
     data = tmp_path / "mine.jsonl"
     data.write_text(data.read_text().replace("sorry", "no"))
     assert main(["train", "--resume", str(tmp_path / "run")]) == 2
-    assert f"{data} is no longer the file the run began with" in capsys.readouterr().err
+    assert f"{data} is no longer what the run began with" in capsys.readouterr().err
 
 
 def test_an_unfinished_checkpoint_is_not_taken_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

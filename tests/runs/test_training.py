@@ -10,6 +10,7 @@ import pytest
 from rlhflab.cli import main
 from rlhflab.config import KINDS, SampledRun, read_run
 from rlhflab.runs.recipes import recipe
+from rlhflab.runs.sources import data_read
 
 SMALL = ["--model", "tiny-llama", "--dtype", "float32", "--steps", "2", "--batch", "4", "--examples", "16"]
 PAIRS = [{"prompt": f"Say {word}.", "chosen": word, "rejected": f"No {word}, sorry."} for word in
@@ -60,6 +61,14 @@ def test_each_method_trains_on_the_users_own_jsonl(kind: str, rows: list[Mapping
     assert list((tmp_path / "run" / "roles").glob("*/adapter_model.safetensors"))
     record = json.loads((tmp_path / "run" / "record.json").read_text())
     assert record["data"] == [{"key": "data", "name": str(data), "sha256": sha256(data.read_bytes()).hexdigest()}]
+
+
+def test_what_a_scenario_made_has_a_digest_that_follows_from_the_settings() -> None:
+    one, same, other = (data_read(read_run("sft", recipe("sft"), ["--model", "tiny-llama", "--seed", seed]))
+                        for seed in ("1", "1", "2"))
+    assert [(each["key"], each["name"], len(each["sha256"])) for each in one] == [("data", "helpdesk", 64)]
+    assert one == same != other
+    assert data_read(read_run("reward", recipe("reward"), ["--model", "tiny-llama"])) == []
 
 
 def test_the_resolved_run_is_saved_and_reads_back(tmp_path: Path) -> None:

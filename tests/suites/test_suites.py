@@ -97,5 +97,5 @@ def test_a_mistake_in_a_policy_names_file_row_and_key(tmp_path: Path, text: str,
 
 
 def test_a_policy_that_is_not_there_is_one_sentence() -> None:
-    with pytest.raises(ConfigError, match=r"none.yaml: no such gate policy"):
+    with pytest.raises(ConfigError, match=r"none.yaml: no such gate policy; .* come along: demo.yaml, gate.yaml"):
         read_policy("none.yaml")

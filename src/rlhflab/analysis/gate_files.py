@@ -34,7 +34,7 @@ def markdown(record: Mapping[str, Any]) -> str:
     """The record as a page: verdict first, then a table of the rows."""
     lines = [f"# Gate: {record['verdict']}", "",
              f"Candidate {_code(record['candidate'])} against {_code(record['active'])}, policy "
-             f"{_code(record['policy'])}, base {_code(record['base'])}, {record['dtype']}.", "",
+             f"{_code(record['policy'])}, base {_code(record['base'])}, {record['dtype']}; {power_words(record)}.", "",
              f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     for row in record["rows"]:
         interval = "-" if row["change"] is None else \
@@ -45,6 +45,11 @@ def markdown(record: Mapping[str, Any]) -> str:
         lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
     return "\n".join([*lines, "", "Each bound of a change holds with a confidence of "
                       f"{record['confidence']:g}.", ""])
+
+
+def power_words(record: Mapping[str, Any]) -> str:
+    """How many rows could have kept the candidate out: a pass by rows without power says little."""
+    return f"{sum(row['blocking'] for row in record['rows'])} of {len(record['rows'])} rows had the power to block"
 
 
 def stopped_by(record: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -22,7 +22,6 @@ from rlhflab.analysis.report_data import (
     Measure,
     ReportData,
     estimate,
-    flat,
     gold_change,
     load,
     number,
@@ -35,6 +34,7 @@ from rlhflab.analysis.report_data import (
 )
 from rlhflab.analysis.verdict import verdict
 from rlhflab.core.stats import Estimate
+from rlhflab.data.formats import in_lines
 
 CARD_TITLES = {"data": "Data card", "annotators": "Annotator card", "model": "Model card"}
 REWARD_RATES = {"accuracy": "reward model", "length_only": "length alone", "gold_order": "reward model, by gold"}
@@ -165,7 +165,7 @@ def facts(data: ReportData) -> dict[str, str]:
     if data.single_run:
         return dict(data.stages[0].facts)
     keep = ("model", "seed", "commit", "machine", "seconds", "peak_memory_gb", "versions")
-    return flat({name: data.summary[name] for name in keep if data.summary.get(name) is not None})
+    return in_lines({name: data.summary[name] for name in keep if data.summary.get(name) is not None})
 
 
 def by_training(values: Mapping[str, float]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlhflab.core.stats import Estimate, paired_change
+from rlhflab.data.formats import in_lines
 from rlhflab.errors import DataError, RunError
 
 POLICIES = ("base", "sft", "dpo", "ppo")
@@ -79,7 +80,7 @@ class Stage:
     curves: Mapping[str, Sequence[Point]]
     config: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
-    """Its summary and record, flattened to one line each."""
+    """Its summary and record, one line a value."""
     alarms: Mapping[str, float] = field(default_factory=dict)
     """The step at which each detector fired that did."""
 
@@ -226,10 +227,11 @@ def read_stage(home: Path, summary: Mapping[str, Any]) -> Stage | None:
     metrics = read_rows(home / "metrics.jsonl") or (rows(summary, "ppo", "steps") if home.name == "ppo" else [])
     if not metrics:
         return None
-    own = read_json(home / "summary.json", {})
-    facts = {**flat(read_json(home / "record.json", {})), **flat(own)}
-    fired = section(own, "fired") if isinstance(own, dict) else {}
-    alarms = {name: step for name, value in fired.items() if (step := number(value)) is not None}
+    records = [found if isinstance(found, dict) else {}
+               for found in (read_json(home / name, {}) for name in ("record.json", "summary.json"))]
+    facts = {key: value for found in records for key, value in in_lines(found).items()}
+    alarms = {name: step for name, value in section(records[1], "fired").items()
+              if (step := number(value)) is not None}
     config = (home / "config.yaml").read_text() if (home / "config.yaml").exists() else ""
     return Stage(name=home.resolve().name, curves=curves(metrics), config=config, facts=facts,
                  alarms=alarms)
@@ -400,11 +402,3 @@ def estimate(value: Any) -> Estimate | None:
     low, high = number(value.get("low")), number(value.get("high"))
     return Estimate(mean, -math.inf if low is None else low, math.inf if high is None else high,
                     int(number(value.get("n")) or 0))
-
-
-def flat(content: Any, prefix: str = "") -> dict[str, str]:
-    """`{"versions": {"torch": "2.8"}}` -> `{"versions.torch": "2.8"}`, so that any record fits one table."""
-    if isinstance(content, Mapping):
-        return {name: text for key, value in content.items()
-                for name, text in flat(value, f"{prefix}.{key}" if prefix else str(key)).items()}
-    return {prefix: content if isinstance(content, str) else json.dumps(content)} if prefix else {}

@@ -99,7 +99,7 @@ def overview(folder: Path, gates: Sequence[Gate]) -> Overview:
     registry = Registry(folder)
     found = registry.read()
     state = state_of(found.entries)
-    names = {digest: adapter.name for digest, adapter in state.adapters.items()}
+    names = state.names
     return Overview(
         adapters=[_row(adapter, state, found, gates) for adapter in state.adapters.values()], graph=lineage(state),
         deployments=[_deployment(name, state, found, names) for name in sorted(state.deployments)],
@@ -156,10 +156,4 @@ def _named(digest: str, state: State) -> Named:
 
 
 def _entry(entry: Entry, names: Mapping[str, str]) -> EntryRow:
-    """In words, with the names of adapters where the ledger has digests; that one was added says both."""
-    def called(text: str) -> str:
-        for digest, name in names.items() if entry.kind in CHANGES else ():
-            text = text.replace(digest, name).replace(digest[:12], name)
-        return text
-
-    return EntryRow(entry=entry, says=called(says(entry)), reasons=[called(each) for each in reasons(entry)])
+    return EntryRow(entry=entry, says=says(entry, names=names), reasons=list(reasons(entry, names=names)))

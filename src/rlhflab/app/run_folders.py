@@ -16,8 +16,8 @@ import yaml
 from rlhflab.analysis.figures import Figure, curve_figure
 from rlhflab.analysis.report_data import Point, curves, estimate, number, read_json, read_rows, rows
 from rlhflab.core.stats import Estimate
+from rlhflab.data.formats import in_lines
 from rlhflab.errors import DataError, LabError
-from rlhflab.registry.cards import dotted
 
 T = TypeVar("T")
 CONFIG, RECORD, SUMMARY, METRICS, REPORT, GATE = (
@@ -235,12 +235,8 @@ def gate(root: Path, folder: Path) -> Gate:
 
 
 def _values(folder: Path, name: str) -> Told:
-    """The nested values of a file by dotted names, each in one line, an interval and its count in one."""
-    def read() -> dict[str, str]:
-        return {key: value if isinstance(value, str) else f"{value:.4g}" if isinstance(value, float)
-                else json.dumps(value, ensure_ascii=False) for key, value in dotted(_sound(folder, name))}
-
-    return told(read, folder / name)
+    """The nested values of a file by dotted names, each in one line."""
+    return told(lambda: in_lines(_sound(folder, name)), folder / name)
 
 
 def _gate_row(row: Mapping[str, Any]) -> GateRow:

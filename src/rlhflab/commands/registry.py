@@ -67,12 +67,14 @@ def add_command(adapter: Path, /, *, by: str, name: str | None = None, role: str
         as_json: Print the record as JSON.
     """
     from rlhflab.progress import Progress
-    from rlhflab.registry.records import LEDGER
+    from rlhflab.registry.records import LEDGER, checked_name
     from rlhflab.registry.sources import look_at
     from rlhflab.runs.registering import Said, add_adapter
 
     folder = registry_folder(registry)
     look_at(adapter, role=role)  # before a registry is made for it
+    if name is not None:
+        checked_name(name, flag="--name")
     place = _open(folder, key) if (folder / LEDGER).exists() else _made(folder, key, signed=None, by=by)
     said = Said(by=by, name=name, model=model, parents=tuple(parent or ()), data=tuple(data or ()), note=note,
                 annotators=annotators, transcripts=transcripts, max_new_tokens=max_new_tokens)
@@ -162,8 +164,9 @@ def promote_command(name: str, /, *, to: str, by: str, gate: Path | None = None,
         key: File of the private key.
         as_json: Print the entry as JSON.
     """
-    entry = _open(registry_folder(registry), key).promote(name, to, by=by, gate=gate, override=override)
-    _print_change(entry, as_json, f"rlhflab registry rollback {to} --by NAME goes back")
+    place = _open(registry_folder(registry), key)
+    entry = place.promote(name, to, by=by, gate=gate, override=override)
+    _print_change(place, entry, as_json, f"rlhflab registry rollback {to} --by NAME goes back")
 
 
 def rollback_command(deployment: str, /, *, by: str, reason: str | None = None, to: str | None = None,
@@ -179,8 +182,9 @@ def rollback_command(deployment: str, /, *, by: str, reason: str | None = None, 
         key: File of the private key.
         as_json: Print the entry as JSON.
     """
-    entry = _open(registry_folder(registry), key).rollback(deployment, by=by, reason=reason, to=to)
-    _print_change(entry, as_json, f"rlhflab registry verify {deployment}")
+    place = _open(registry_folder(registry), key)
+    entry = place.rollback(deployment, by=by, reason=reason, to=to)
+    _print_change(place, entry, as_json, f"rlhflab registry verify {deployment}")
 
 
 def verify_command(name: str | None = None, /, *, transcripts: bool = False, model: str | None = None,
@@ -235,7 +239,8 @@ def log_command(name: str | None = None, /, *, markdown: bool = False, registry:
     from rlhflab.registry.state import history, state_of
 
     entries = _open(registry_folder(registry)).entries()
-    adapter = state_of(entries).find(name) if name is not None else None
+    state = state_of(entries)
+    adapter = state.find(name) if name is not None else None
     if markdown:
         if adapter is None or as_json:
             raise ConfigError("--markdown: needs the name of an adapter, and goes without --json")
@@ -246,7 +251,7 @@ def log_command(name: str | None = None, /, *, markdown: bool = False, registry:
         print_value([{**each.said, "hash": each.hash, "signature": each.signature} for each in shown], True)
         return
     print_table([{"entry": each.number, "at": each.at + (" (clock went back)" if each.clock_went_back else ""),
-                  "by": each.by, "what": says(each, adapter)} for each in shown], False)
+                  "by": each.by, "what": says(each, adapter, names=state.names)} for each in shown], False)
 
 
 def export_command(name: str, /, *, out: Path | None = None, mlflow: bool = False, registry: Folder = None,
@@ -321,13 +326,13 @@ def _transcripts(place: "Registry", name: str, model: str | None) -> dict[str, A
     return quietly(lambda: check_transcripts(place, adapter, model=model, progress=Progress()))
 
 
-def _print_change(entry: "Entry", as_json: bool, next_step: str) -> None:
+def _print_change(place: "Registry", entry: "Entry", as_json: bool, next_step: str) -> None:
     from rlhflab.registry.cards import says
 
     if as_json:
         print_value({**entry.said, "hash": entry.hash}, True)
         return
-    words = says(entry)
+    words = says(entry, names=place.state().names)
     unsigned = "" if entry.signature else " The registry is unsigned."
     print(f"{words[0].upper()}{words[1:]} (entry {entry.number}).{unsigned} Next: {next_step}")
 

@@ -111,7 +111,7 @@ def gate_command(candidate: str, /, *, against: str, policy: str = "gate.yaml", 
         registry: Where names of adapters are looked up; $RLHFLAB_REGISTRY, or registry here, where absent.
         as_json: Print the record of the verdict as JSON.
     """
-    from rlhflab.analysis.gate_files import verdict_cells
+    from rlhflab.analysis.gate_files import power_words, verdict_cells
     from rlhflab.progress import Progress, columns
     from rlhflab.runs.gate import run_gate
     from rlhflab.runs.targets import target_of
@@ -125,5 +125,5 @@ def gate_command(candidate: str, /, *, against: str, policy: str = "gate.yaml", 
     else:
         print("\n".join(columns(verdict_cells(record))))
         next_step = f"read {folder / 'gate.md'}" if record["blocks"] else f"release {candidate}"
-        print(f"Wrote {folder}. The gate's verdict: {record['verdict']}. Next: {next_step}")
+        print(f"Wrote {folder}. The gate's verdict: {record['verdict']}; {power_words(record)}. Next: {next_step}")
     return BLOCKED if record["blocks"] else 0

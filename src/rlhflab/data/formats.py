@@ -225,6 +225,25 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def dotted(values: Mapping[str, Any], prefix: str = "", *, estimates: bool = True) -> Iterator[tuple[str, Any]]:
+    """`{"a": {"b": 1}}` as `("a.b", 1)`; with `estimates`, a mean with its interval and count is one value."""
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if estimates and isinstance(value, Mapping) and set(value) == {"mean", "low", "high", "n"}:
+            yield name, "{mean} [{low}, {high}] n={n}".format(**{
+                each: f"{x:.4g}" if isinstance(x, float) else x for each, x in value.items()})
+        elif isinstance(value, Mapping) and value:
+            yield from dotted(value, f"{name}.", estimates=estimates)
+        else:
+            yield name, value
+
+
+def in_lines(values: Mapping[str, Any]) -> dict[str, str]:
+    """Nested values by dotted names, each as one line of text, so that any record fits one table."""
+    return {key: value if isinstance(value, str) else f"{value:.4g}" if isinstance(value, float)
+            else json.dumps(value, ensure_ascii=False) for key, value in dotted(values)}
+
+
 def conversation_row(conversation: Conversation) -> dict[str, Any]:
     """What `read_conversations` reads back as `conversation`."""
     return {"id": conversation.id, "messages": turn_rows(conversation.messages)}

@@ -28,6 +28,8 @@ from rlhflab.registry.records import (
 from rlhflab.registry.state import history, state_of
 from rlhflab.registry.store import Registry
 
+PACKED = (".gz", ".tgz", ".bz2", ".xz", ".zip")
+"""Ends of names of files that bundles are not: weights get no smaller by packing."""
 CARD, CHANGES_PAGE, HOW = "MODEL_CARD.md", "CHANGES.md", "VERIFY.md"
 INSTRUCTIONS = """# How to check this bundle
 
@@ -94,6 +96,8 @@ def export(registry: Registry, adapter: Adapter, out: Path) -> Path:
     """Write the bundle to the new folder or `.tar` file `out`. RegistryError where the adapter was damaged."""
     if out.exists():
         raise RegistryError(f"{out}: exists already; give another --out, or remove it yourself")
+    if out.suffix in PACKED:
+        raise RegistryError(f"{out}: --out is a new folder or a file that ends in .tar; {out.suffix} is neither")
     refuse_damaged(registry, adapter)
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))

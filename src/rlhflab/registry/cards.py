@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from rlhflab.data.formats import dotted
 from rlhflab.registry.records import CHANGES, WEIGHTS, Adapter, Entry
 from rlhflab.registry.state import State
 
@@ -59,14 +60,14 @@ def change_log(adapter: Adapter, entries: Sequence[Entry]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def says(entry: Entry, of: Adapter | None = None) -> str:
-    """What happened, in words; `of` an adapter, where it is about that one."""
+def says(entry: Entry, of: Adapter | None = None, *, names: Mapping[str, str] | None = None) -> str:
+    """What happened, in words; `of` an adapter, where it is about that one. `names` of adapters by digest, if known."""
     body = entry.body
     if entry.kind == "init":
         return "a registry was made" + ("" if body.get("key") else ", unsigned")
     if entry.kind == "add":
         return f"added {body['name']} ({body['digest'][:12]})"
-    digest, before = (each[:12] if each else "the base" for each in (body["digest"], body["before"]))
+    digest, before = (_called(each, names) for each in (body["digest"], body["before"]))
     gave_way = of is not None and of.digest == body["before"] != body["digest"]
     if entry.kind == "promote":
         return f"in {body['deployment']}, gave way to {digest}" if gave_way else (
@@ -74,13 +75,18 @@ def says(entry: Entry, of: Adapter | None = None) -> str:
     return f"rolled {body['deployment']} back from {before} to {digest}"
 
 
-def reasons(entry: Entry) -> Iterator[str]:
+def _called(digest: str | None, names: Mapping[str, str] | None) -> str:
+    return "the base" if digest is None else (names or {}).get(digest, digest[:12])
+
+
+def reasons(entry: Entry, *, names: Mapping[str, str] | None = None) -> Iterator[str]:
     """Why a pointer was moved: what the gate had said, who overrode it, what was written down."""
     if entry.kind not in CHANGES:
         return
     gate, override = entry.body.get("gate"), entry.body.get("override")
     if gate:
-        yield f"gate: {gate['verdict']} against {gate.get('active_digest') or 'the base'}, {len(gate['rows'])} rows"
+        against = gate.get("active_digest") or "the base"
+        yield f"gate: {gate['verdict']} against {(names or {}).get(against, against)}, {len(gate['rows'])} rows"
     if override:
         yield f"overridden: {override['of']}; because: {override['reason']}"
     if entry.body.get("reason"):
@@ -118,19 +124,6 @@ def _told(told: Sequence[Mapping[str, Any]] | None) -> list[str]:
 def _settings(values: Mapping[str, Any] | None) -> list[str]:
     """Nested values as dotted keys, an interval and its count in one line."""
     return [UNKNOWN] if not values else [f"- {plain(key)}: {plain(value)}" for key, value in dotted(values)]
-
-
-def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values; a mean with its interval and count is one value."""
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and set(value) == {"mean", "low", "high", "n"}:
-            yield name, "{mean} [{low}, {high}] n={n}".format(**{
-                each: f"{x:.4g}" if isinstance(x, float) else x for each, x in value.items()})
-        elif isinstance(value, Mapping) and value:
-            yield from dotted(value, f"{name}.")
-        else:
-            yield name, value
 
 
 def differences(one: Adapter, other: Adapter) -> list[dict[str, Any]]:

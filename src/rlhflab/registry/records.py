@@ -139,7 +139,9 @@ class Provenance:
     """What made an adapter, as far as it is known; None for what is not."""
 
     data: tuple[Mapping[str, Any], ...] | None = None
-    """Key of the run file, name, sha256 when it was registered (None for what is no file), and who judged."""
+    """Key of the run file, name, sha256 as the run wrote it down, else as it was found (None where nobody knows it),
+    and who judged. Of reward roles and what they began as too, with the key of the role in front.
+    """
     annotators: str | None = None
     """The rule by which annotators judged."""
     rewards: tuple[Mapping[str, Any], ...] | None = None

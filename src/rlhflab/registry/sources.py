@@ -93,9 +93,14 @@ def look_at(path: Path, *, role: str | None = None) -> Source:
     _check_tensors(files[WEIGHTS], "lora_")
     if HEAD in files:
         _check_tensors(files[HEAD], "weight")
-    run = folder.resolve().parent.parent
     return Source(files=files, config=config, role=read_object(files[ROLE]) if ROLE in files else None,
-                  run=run if folder.resolve().parent.name == "roles" and (run / "config.yaml").is_file() else None)
+                  run=_run_around(folder))
+
+
+def _run_around(folder: Path) -> Path | None:
+    """The run folder that a role's folder lies in."""
+    roles = folder.resolve().parent
+    return roles.parent if roles.name == "roles" and (roles.parent / "config.yaml").is_file() else None
 
 
 def adapter_folder(path: Path, role: str | None = None) -> Path:
@@ -158,32 +163,57 @@ def base_named(folder: Path) -> str | None:
 
 def provenance(run: Path) -> Provenance:
     """What a run folder of this lab holds about how its roles came to be."""
+    config, record = _settings_of(run), _object(run / "record.json")
+    folders = _adapters_in(config)
+    data = _data_of(config, record)
+    taught = [each for key, folder in folders.items() if key.startswith(("reward.", "constraints."))
+              for each in _taught(folder, key.removesuffix("path"), frozenset())]
+    parents = tuple(folder_digest(path) for key, path in folders.items() if key == "start")
+    rewards = config.get("reward")
+    return Provenance(
+        data=(*data, *taught), annotators=_rule(data), config=config, commit=record.get("commit"),
+        evaluations=_object(run / "summary.json") or None,
+        rewards=tuple(_reward(each, folders.get(f"reward.{i}.path")) for i, each in enumerate(rewards))
+        if isinstance(rewards, list) else None,
+        seeds=(config["seed"],) if isinstance(config.get("seed"), int) else None,
+        parents=None if config.get("start") and not parents else parents,
+        run={key: record.get(key) for key in ("kind", "status", "started", "ended", "lab", "machine", "versions")})
+
+
+def _settings_of(run: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise RegistryError(f"{run / 'config.yaml'}: cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
         raise RegistryError(f"{run / 'config.yaml'}: must hold keys and values, found {type(config).__name__}")
-    record = read_object(run / "record.json") if (run / "record.json").is_file() else {}
-    summary = read_object(run / "summary.json") if (run / "summary.json").is_file() else None
+    return config
+
+
+def _object(path: Path) -> dict[str, Any]:
+    return read_object(path) if path.is_file() else {}
+
+
+def _adapters_in(config: Mapping[str, Any]) -> dict[str, Path]:
+    """The adapter folders that settings name, by dotted key."""
+    return {key: Path(value) for key, value in _leaves(config) if isinstance(value, str) and value
+            and (Path(value) / WEIGHTS).is_file()}
+
+
+def _data_of(config: Mapping[str, Any], record: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
     read = {each["key"]: each["sha256"] for each in record.get("data") or ()}
-    data = tuple(_data(key, name, read.get(key)) for key, name in data_settings(config))
-    folders = {key: Path(value) for key, value in _leaves(config) if isinstance(value, str) and value
-               and (Path(value) / WEIGHTS).is_file()}
-    parents = tuple(folder_digest(path) for key, path in folders.items() if key == "start")
-    rewards = config.get("reward")
-    return Provenance(
-        data=data, annotators=_rule(data), config=config, commit=record.get("commit"), evaluations=summary,
-        rewards=tuple(_reward(each, folders.get(f"reward.{i}.path")) for i, each in enumerate(rewards))
-        if isinstance(rewards, list) else None,
-        seeds=(config["seed"],) if isinstance(config.get("seed"), int) else None,
-        parents=None if config.get("start") and not parents else parents,
-        run=run_facts(record))
+    return tuple(_data(key, name, read.get(key)) for key, name in data_settings(config))
 
 
-def run_facts(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run's record.json says of where and when it ran."""
-    return {key: record.get(key) for key in ("kind", "status", "started", "ended", "lab", "machine", "versions")}
+def _taught(folder: Path, key: str, seen: frozenset[Path]) -> Iterator[dict[str, Any]]:
+    """The data that a reward role learnt from, and the roles it began as: a policy's ledger entry alone tells of it."""
+    run = _run_around(folder)
+    if run is None or run in seen:
+        return
+    config = _settings_of(run)
+    yield from ({**each, "key": f"{key}{each['key']}"} for each in _data_of(config, _object(run / "record.json")))
+    if (start := _adapters_in(config).get("start")) is not None:
+        yield from _taught(start, f"{key}start.", seen | {run})
 
 
 def folder_digest(folder: Path) -> str:
@@ -234,6 +264,6 @@ def _reward(source: Any, folder: Path | None) -> dict[str, Any]:
 
 def _rule(data: tuple[Mapping[str, Any], ...]) -> str | None:
     """Only of data that a scenario makes: files do not say by which rule people judged."""
-    made = [each["name"] for each in data if each["sha256"] is None and not Path(each["name"]).suffix
-            and "/" not in each["name"]]
+    made = [each["name"] for each in data if not (Path(each["name"]).exists() or Path(each["name"]).suffix
+                                                  or "/" in each["name"])]
     return f"data made by the scenario {made[0]}, with the simulated annotators of its card" if made else None

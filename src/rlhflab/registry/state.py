@@ -21,6 +21,11 @@ class State:
     shapes: dict[str, Mapping[str, object]] = field(default_factory=dict)
     """Of each deployment: base, rank and head of its first adapter."""
 
+    @property
+    def names(self) -> dict[str, str]:
+        """Names of adapters by digest."""
+        return {digest: adapter.name for digest, adapter in self.adapters.items()}
+
     def active(self, deployment: str) -> str | None:
         """Digest of the active adapter; None where the base answers alone."""
         stack = self.deployment(deployment)

@@ -73,6 +73,8 @@ class Registry:
     def init(cls, folder: Path, *, key: Path | None = None, signed: bool | None = None, by: str | None = None,
              clock: Callable[[], str] = now) -> "Registry":
         """A new registry. `signed` None signs where `cryptography` is installed."""
+        if by is not None:
+            _refuse_nobody(by)
         if (folder / LEDGER).exists():
             raise RegistryError(f"{folder}: is a registry already")
         signer = Signer.make(key or default_key()) if (can_sign() if signed is None else signed) else None
@@ -208,8 +210,7 @@ class Registry:
     @contextmanager
     def _writing(self, by: str) -> Iterator[tuple[Ledger, LedgerState]]:
         """(ledger, its state), with the lock held and what a stopped process left done."""
-        if not by.strip() or not by.isprintable():
-            raise RegistryError(f"--by: must be the name of who does it, found {by!r}")
+        _refuse_nobody(by)
         if not (self.folder / LEDGER).is_file():
             raise RegistryError(f"{self.folder}: is not a registry; rlhflab registry init makes one")
         with locked(self.folder):
@@ -249,6 +250,11 @@ class Registry:
             if found != digest:
                 raise RegistryError(f"{path}: is not what was added: expected {digest}, found {found}; nothing was "
                                     "changed")
+
+
+def _refuse_nobody(by: str) -> None:
+    if not by.strip() or not by.isprintable():
+        raise RegistryError(f"--by: must be the name of who does it, found {by!r}")
 
 
 def _copied(files: Mapping[str, Path | bytes], folder: Path) -> dict[str, str]:

@@ -6,13 +6,13 @@ be changed by anybody, so the tags name the ledger's last hash.
 
 import math
 import re
-from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rlhflab.data.formats import dotted
 from rlhflab.errors import RegistryError
 from rlhflab.registry.audit import refuse_damaged
 from rlhflab.registry.bundle import CARD
-from rlhflab.registry.cards import dotted, model_card
+from rlhflab.registry.cards import model_card
 from rlhflab.registry.records import Adapter
 from rlhflab.registry.state import State
 from rlhflab.registry.store import Registry
@@ -25,12 +25,21 @@ UNNAMEABLE = re.compile(r"[^\w./ -]")
 
 
 def log_to_mlflow(registry: Registry, adapter: Adapter) -> str:
-    """The id of the new run. RegistryError without mlflow, or where a file is not what was added."""
+    """The id of the new run. RegistryError without mlflow, where a file is not what was added, or MLflow fails."""
     try:
         import mlflow  # type: ignore[import-not-found, unused-ignore]
+        from mlflow.exceptions import MlflowException  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:
         raise RegistryError("--mlflow: mlflow is not installed; pip install mlflow, or leave --mlflow out") from error
     refuse_damaged(registry, adapter)
+    try:
+        return _log(mlflow, registry, adapter)
+    except (MlflowException, ImportError, OSError) as error:  # a client without its database's driver, a server gone
+        raise RegistryError(f"--mlflow: nothing or only a part was logged, MLflow says: "
+                            f"{' '.join(str(error).split())}") from error
+
+
+def _log(mlflow: Any, registry: Registry, adapter: Adapter) -> str:
     entries, state = registry.entries(), registry.state()
     facts = list(parameters(adapter).items())
     with mlflow.start_run(run_name=adapter.name) as run:
@@ -63,16 +72,8 @@ def parameters(adapter: Adapter) -> dict[str, str]:
 
 def metrics(adapter: Adapter) -> dict[str, float]:
     """Every finite number of the evaluations; of an estimate its mean, both ends of its interval, and its count."""
-    return {_name(key): float(value) for key, value in _numbers(adapter.made.evaluations or {})
+    return {_name(key): float(value) for key, value in dotted(adapter.made.evaluations or {}, estimates=False)
             if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)}
-
-
-def _numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _numbers(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _name(key: str) -> str:

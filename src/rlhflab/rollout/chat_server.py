@@ -10,18 +10,19 @@ from functools import partial
 from typing import Any
 
 from rlhflab.data.types import Prompt
-from rlhflab.rollout.http import post
+from rlhflab.rollout.http import post, server_root
 
 Complete = Callable[..., str]
 
 
 def chat_server(url: str, model: str, *, max_new_tokens: int, headers: Mapping[str, str], sent: str, wanted: str,
                 timeout: float = 120.0, retries: int = 4, wait: float = 1.0) -> Complete:
-    """`reply(prompt, **options)`: what `model` at `url`, up to and without `/v1`, replies; temperature 0 by default.
+    """`reply(prompt, **options)`: what `model` at `url`, with or without `/v1` at its end, replies; temperature 0 by
+    default.
 
     RunError where the server refuses a prompt, or never gives anything usable, with what was `sent` and `wanted`.
     """
-    ask = partial(post, f"{url.rstrip('/')}/v1/chat/completions", read=_reply, sent=sent, wanted=wanted,
+    ask = partial(post, f"{server_root(url)}/v1/chat/completions", read=_reply, sent=sent, wanted=wanted,
                   timeout=timeout, retries=retries, wait=wait, headers=headers)
 
     def reply(prompt: Prompt, **options: Any) -> str:

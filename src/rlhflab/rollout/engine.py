@@ -10,16 +10,14 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache
 
-from rlhflab.model.decoding import Slots, attending
+from rlhflab.model.decoding import attending
 from rlhflab.model.folded import product
 from rlhflab.model.shared import SharedModel
 from rlhflab.rollout.draw import draw as draw
 from rlhflab.rollout.draw import most_likely as most_likely
 from rlhflab.rollout.draw import uniforms
+from rlhflab.rollout.rows import Reading, Rows, round_up
 
 ROWS = 128
 """Answers written at one time."""
@@ -28,7 +26,7 @@ ROOM = 2**16
 PREFILL = 2048
 """Prompt tokens, with padding, that are read at one time."""
 ROW_STEP, COLUMN_STEP = 8, 32
-"""Rows and columns of a step on a CPU are multiples of these: a product of a new shape is compiled first, for ms."""
+"""Rows and columns of a step on a CPU are multiples of these."""
 
 
 class Generation(NamedTuple):
@@ -63,7 +61,7 @@ def generate(model: SharedModel, prompts: Sequence[Sequence[int]], *, role: str 
     writes all rows and columns every step, so that a GPU can replay the step as one graph; by default where there is a
     GPU. `advance` is told how many answers were finished.
     """
-    wanted = [[_Answer(i, seed, limit) for seed, limit in each]
+    wanted = [[_Answer(i, len(prompts[i]), seed, limit) for seed, limit in each]
               for i, each in enumerate(with_limits(seeds, max_new_tokens))]
     with model.writing(role, fold=folds(model, fold)), attending(model.decoder):
         writer = _Writer(model, prompts, [answer for each in wanted for answer in each], stop_ids=stop_ids,
@@ -95,6 +93,7 @@ class _Answer:
     """An answer as far as it is written."""
 
     prompt: int
+    prompt_tokens: int
     seed: int | None
     limit: int
     tokens: list[int] = field(default_factory=list)
@@ -102,6 +101,16 @@ class _Answer:
     stopped: bool = False
     uniform: list[float] = field(default_factory=list)
     """A number in [0, 1) for each token, from the answer's own seed."""
+
+    @property
+    def position(self) -> int:
+        """Where the last token drawn will stand."""
+        return self.prompt_tokens + len(self.tokens) - 1
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more is written."""
+        return self.stopped or len(self.tokens) == self.limit
 
     @property
     def generation(self) -> Generation:
@@ -112,15 +121,13 @@ class _Answer:
 class _Prefilled(NamedTuple):
     """Prompts that were read, whose answers wait for a slot."""
 
-    cache: Cache
-    hidden: Float[Tensor, "p d"]
-    """Last hidden state of each prompt."""
+    reading: Reading
     answers: deque[tuple[int, _Answer]]
     """With the number of its prompt here."""
 
 
 class _Writer:
-    """Owns the slots. Live answers fill the first of them; a finished one is replaced by the last."""
+    """Writes answers that are all known beforehand."""
 
     def __init__(self, model: SharedModel, prompts: Sequence[Sequence[int]], answers: Sequence[_Answer], *,
                  stop_ids: Sequence[int], temperature: float, rows: int, static: bool,
@@ -129,16 +136,12 @@ class _Writer:
         self.stop_ids = frozenset(stop_ids)
         self.unembed = product(model.unembedding)
         # The longest first: similar ones are read together, and the cache that a step reads gets shorter.
-        self.waiting = deque(sorted(answers, key=lambda answer: -len(prompts[answer.prompt])))
+        self.waiting = deque(sorted(answers, key=lambda answer: -answer.prompt_tokens))
         self.ready: _Prefilled | None = None
         self.live: list[_Answer] = []
-        self.columns = max((len(prompts[answer.prompt]) + answer.limit for answer in answers), default=0)
-        self.rows = min(rows, len(answers), max(1, ROOM // max(1, self.columns)))
-        self.steps = (self.rows, self.columns) if static else (ROW_STEP, COLUMN_STEP)
-        self.slots: Slots | None = None
-        self.hidden = torch.zeros(self.rows, model.width, dtype=model.unembedding.dtype, device=model.device)
-        """Last hidden state of each row: it predicts the next token."""
-        self.token, self.position = torch.zeros(2, self.rows, dtype=torch.long, device=model.device)
+        columns = max((answer.prompt_tokens + answer.limit for answer in answers), default=0)
+        self.rows = Rows(model, most=min(rows, len(answers), max(1, ROOM // max(1, columns))), columns=columns)
+        self.steps = (self.rows.most, columns) if static else (ROW_STEP, COLUMN_STEP)
         self.graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
 
     def write(self) -> None:
@@ -146,24 +149,21 @@ class _Writer:
         while self.live or self.waiting or self.ready:
             self._enter()
             self._draw()
-            self._leave()
+            if gone := self.rows.leave(self.live, lambda answer: answer.over):
+                self.advance(len(gone))
             if self.live:
                 self._decode()
 
     def _enter(self) -> None:
         """Fill the free slots with waiting answers."""
-        while len(self.live) < self.rows and (self.ready or self.waiting):
+        most = self.rows.most
+        while (free := most - len(self.live)) and (self.ready or self.waiting):
             if self.ready is None:
-                if self.live and self.rows - len(self.live) < self.rows // 16:
+                if self.live and free < most // 16:
                     return  # a prompt read alone costs as much as several read together
-                self.ready = self._prefill(self.rows - len(self.live))
-            free, live = self.rows - len(self.live), len(self.live)
+                self.ready = self._prefill(free)
             entering = [self.ready.answers.popleft() for _ in range(min(free, len(self.ready.answers)))]
-            chosen = torch.tensor([i for i, _ in entering], device=self.model.device)
-            if self.slots is None:
-                self.slots = Slots(self.ready.cache, slots=self.rows, columns=self.columns)
-            self.slots.branch(self.ready.cache, chosen, at=live)
-            self.hidden[live:live + len(entering)] = self.ready.hidden[chosen]
+            self.rows.enter(self.ready.reading, [i for i, _ in entering], at=len(self.live))
             for _, answer in entering:
                 answer.uniform = [0.0] * answer.limit if answer.seed is None else uniforms(answer.seed, answer.limit)
                 self.live.append(answer)
@@ -174,31 +174,24 @@ class _Writer:
         """Read waiting prompts, as many as fill the free slots, or fit."""
         chosen: dict[int, int] = {}
         answers: deque[tuple[int, _Answer]] = deque()
+        width = 0
         while self.waiting:
-            prompt = self.waiting[0].prompt
-            if prompt not in chosen:
-                width = max(len(self.prompts[i]) for i in (*chosen, prompt))
-                if len(answers) >= free or (chosen and (len(chosen) + 1) * width > PREFILL):
+            answer = self.waiting[0]
+            if answer.prompt not in chosen:
+                wider = max(width, answer.prompt_tokens)
+                if len(answers) >= free or (chosen and (len(chosen) + 1) * wider > PREFILL):
                     break
-                chosen[prompt] = len(chosen)
-            answers.append((chosen[prompt], self.waiting.popleft()))
-        lengths = torch.tensor([len(self.prompts[i]) for i in chosen], device=self.model.device)
-        width = int(lengths.max())
-        tokens = torch.tensor([[*self.prompts[i], *[0] * (width - len(self.prompts[i]))] for i in chosen],
-                              device=self.model.device)
-        column = torch.arange(width, device=self.model.device)
-        # Padding is on the right, so the causal mask alone keeps it out of every real token's sight.
-        mask = (column[None, :] <= column[:, None]).expand(len(chosen), 1, width, width)
-        cache = DynamicCache()
-        hidden = self.model.decoder(input_ids=tokens, attention_mask=mask, position_ids=column[None].expand_as(tokens),
-                                    past_key_values=cache, use_cache=True).last_hidden_state
-        return _Prefilled(cache, hidden[torch.arange(len(chosen)), lengths - 1], answers)
+                chosen[answer.prompt], width = len(chosen), wider
+            answers.append((chosen[answer.prompt], self.waiting.popleft()))
+        reading = Reading(self.model, [self.prompts[i] for i in chosen], width=width)
+        reading.go_on(width)
+        return _Prefilled(reading, answers)
 
     def _draw(self) -> None:
         """The next token of every live answer."""
         live = len(self.live)
-        rows = _up(live, self.steps[0], self.rows)
-        logits = self.unembed(self.hidden[:rows]).float()
+        rows = round_up(live, self.steps[0], self.rows.most)
+        logits = self.unembed(self.rows.hidden[:rows]).float()
         uniform = torch.zeros(rows)
         uniform[:live] = torch.tensor([answer.uniform[len(answer.tokens)] for answer in self.live])
         token, logprob = draw(logits, uniform.to(logits.device), temperature=self.temperature)
@@ -212,59 +205,26 @@ class _Writer:
             answer.logprobs.append(value)
             answer.stopped = each in self.stop_ids
 
-    def _leave(self) -> None:
-        """Drop the finished answers; the last live ones move into their slots."""
-        done = {i for i, answer in enumerate(self.live) if answer.stopped or len(answer.tokens) == answer.limit}
-        going = len(self.live) - len(done)
-        last = (i for i in range(going, len(self.live)) if i not in done)
-        assert self.slots is not None
-        for free in sorted(i for i in done if i < going):
-            mover = next(last)
-            self.slots.move(mover, free, columns=self._position(self.live[mover]))
-            self.live[free] = self.live[mover]
-        del self.live[going:]
-        if done:
-            self.advance(len(done))
-
-    def _position(self, answer: _Answer) -> int:
-        """Where the last token drawn will stand."""
-        return len(self.prompts[answer.prompt]) + len(answer.tokens) - 1
-
     def _decode(self) -> None:
         """Let every live row read its last token."""
-        live, (row_step, column_step) = len(self.live), self.steps
-        position = [self._position(answer) for answer in self.live]
-        self.token[:live] = torch.tensor([answer.tokens[-1] for answer in self.live])
-        self.position[:live] = torch.tensor(position)
-        shape = _up(live, row_step, self.rows), _up(max(position) + 1, column_step, self.columns)
+        positions = [answer.position for answer in self.live]
+        self.rows.aim_at([answer.tokens[-1] for answer in self.live], positions)
+        shape = (round_up(len(self.live), self.steps[0], self.rows.most),
+                 round_up(max(positions) + 1, self.steps[1], self.rows.columns))
         if self.model.device.type == "cuda":
             self._replay(shape)
         else:
-            self._step(*shape)
-
-    def _step(self, rows: int, columns: int) -> None:
-        """One token through the decoder: from and to tensors that stay where they are, without a wait for the GPU."""
-        assert self.slots is not None
-        position = self.position[:rows]
-        visible = self.slots.aim_at(position, columns=columns)
-        self.hidden[:rows] = self.model.decoder(
-            input_ids=self.token[:rows, None], attention_mask=visible, position_ids=position[:, None],
-            past_key_values=self.slots, use_cache=True).last_hidden_state[:, 0]
+            self.rows.step(*shape)
 
     def _replay(self, shape: tuple[int, int]) -> None:
-        """`_step` as one graph: a GPU waits longer for the next of its kernels than it takes to run one."""
+        """`Rows.step` as one graph: a GPU waits longer for the next of its kernels than it takes to run one."""
         if shape not in self.graphs:
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):  # what is set up at the first call cannot be captured
-                self._step(*shape)
+                self.rows.step(*shape)
             torch.cuda.current_stream().wait_stream(side)
             self.graphs[shape] = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graphs[shape]):
-                self._step(*shape)
+                self.rows.step(*shape)
         self.graphs[shape].replay()
-
-
-def _up(n: int, step: int, most: int) -> int:
-    """`n` rounded up to a multiple of `step`, at most `most`."""
-    return min(most, -(-n // step) * step)

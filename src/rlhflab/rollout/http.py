@@ -35,6 +35,11 @@ def checked_url(url: str, *, where: str) -> str:
     return url
 
 
+def server_root(url: str) -> str:
+    """An address without the `/v1` at its end: OpenAI's clients are given it with that, vLLM's without."""
+    return url.rstrip("/").removesuffix("/v1")
+
+
 def post(url: str, content: Any, read: Callable[[bytes], T], *, sent: str, wanted: str, timeout: float, retries: int,
          wait: float, headers: Mapping[str, str] | None = None) -> T:
     """What `read` makes of the answer to `content`, posted as JSON; `read` raises ValueError for what is not usable.

@@ -1,33 +1,34 @@
 """Answers written as requests come in: a request joins the running batch between two steps, each row with its own
 adapters, temperature, seed and length, and every token is handed on as soon as it is drawn.
 
-The plain sampler of training is `engine.generate`, which knows all its prompts beforehand. Tokens only: no text, no
-names, no network. Axes: r rows, v vocabulary, d width.
+Between two steps no more than `PIECE` tokens of short prompts and as many of a long one are read: a long prompt is read
+in pieces, while other answers go on, and shorter ones that came later overtake it. The plain sampler of training is
+`engine.generate`, which knows all its prompts beforehand. Tokens only: no text, no names, no network. Axes: r rows, v
+vocabulary, d width.
 """
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers.cache_utils import DynamicCache
 
 from rlhflab.errors import RunError
-from rlhflab.model.decoding import Slots, attending
+from rlhflab.model.decoding import attending
 from rlhflab.model.folded import product
 from rlhflab.model.mixing import Amounts, Mixer
 from rlhflab.model.shared import SharedModel
 from rlhflab.rollout.draw import draw, nucleus, uniforms
+from rlhflab.rollout.rows import Reading, Rows, round_up
 
-PREFILL = 2048
+PIECE, GPU_PIECE = 256, 2048
 """Prompt tokens, with padding, that are read at one time while others wait for their next token."""
 WIDTH_STEP, COLUMN_STEP = 32, 32
-"""Columns of a prefill and of a step are multiples of these: a product of a new shape is compiled first, for ms."""
+"""Columns of a prefill and of a step are multiples of these."""
 Finish = Literal["stop", "length", "cancelled", "failed"]
 
 
@@ -47,7 +48,7 @@ class LiveAnswer:
 
     prompt: tuple[int, ...]
     amounts: Amounts
-    """Adapters on top of the base; answers that share the mapping and the prompt are read once."""
+    """Adapters on top of the base; answers with equal amounts and prompts are read once."""
     limit: int
     """Most tokens."""
     take: Callable[[Drawn], bool]
@@ -75,6 +76,31 @@ class LiveAnswer:
         """Where the last token drawn will stand."""
         return len(self.prompt) + self.written - 1
 
+    @property
+    def reads(self) -> Hashable:
+        """Equal for answers whose prompt is read once for all of them."""
+        return self.prompt, frozenset(self.amounts.items())
+
+
+class _Group:
+    """Answers whose prompts are read together; those with equal prompts and amounts share a read."""
+
+    def __init__(self, answers: Sequence[LiveAnswer]) -> None:
+        place: dict[Hashable, int] = {}
+        self.answers = [(place.setdefault(answer.reads, len(place)), answer) for answer in answers]
+        first = dict(reversed(self.answers))
+        self.amounts = [first[i].amounts for i in range(len(place))]
+        self.prompts = [first[i].prompt for i in range(len(place))]
+        self.reading: Reading | None = None
+
+    def go_on(self, model: SharedModel, columns: int) -> Reading:
+        """Read the next `columns` tokens of each prompt."""
+        if self.reading is None:
+            width = round_up(max(map(len, self.prompts)), WIDTH_STEP)
+            self.reading = Reading(model, self.prompts, width=width)
+        self.reading.go_on(columns)
+        return self.reading
+
 
 class QueueFull(RunError):
     """More answers wait than may; nothing was taken."""
@@ -84,15 +110,18 @@ class LiveBatch:
     """Owns the slots and the queue. `run` writes, in a thread of its own; `submit` and `close` are for the others."""
 
     def __init__(self, model: SharedModel, *, stop_ids: Sequence[int], rows: int = 16, columns: int = 2048,
-                 queue: int = 64) -> None:
-        """`columns`: tokens of the longest prompt with its answer. `queue`: answers that may wait for a row."""
-        self.model, self.stop_ids = model, frozenset(stop_ids)
-        self.rows, self.columns, self.queue = rows, columns, queue
+                 queue: int = 64, piece: int | None = None) -> None:
+        """`columns`: tokens of the longest prompt with its answer. `queue`: answers that may wait for a row.
+
+        `piece`: prompt tokens read at one time, a multiple of 32.
+        """
+        self.model, self.stop_ids, self.queue = model, frozenset(stop_ids), queue
+        self.piece = piece or (GPU_PIECE if model.device.type == "cuda" else PIECE)
+        self.rows = Rows(model, most=rows, columns=columns)
         self.mixer = Mixer(model.decoder)
         self.live: list[LiveAnswer] = []
-        self.slots: Slots | None = None
-        self.hidden = torch.zeros(rows, model.width, dtype=model.unembedding.dtype, device=model.device)
-        self.token, self.position = torch.zeros(2, rows, dtype=torch.long, device=model.device)
+        self.long: _Group | None = None
+        """Answers to one long prompt, of which a piece is read between two steps. Each has a row that waits for it."""
         self._waiting: deque[LiveAnswer] = deque()
         self._changed = threading.Condition()
         self._closing = False
@@ -117,6 +146,12 @@ class LiveBatch:
             self._closing = True
             self._changed.notify_all()
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is to be written."""
+        with self._changed:
+            return not (self._waiting or self.long or self.live)
+
     # -- in the thread that writes ---------------------------------------------------------------------------------
 
     def run(self, report: Callable[[Exception], None]) -> None:
@@ -128,16 +163,21 @@ class LiveBatch:
                         self._step()
                     except Exception as error:  # whatever it is, those who ask next are to be answered
                         report(error)
-                        self._finish(self.live, "failed")
-                        self.live, self.slots = [], None
+                        self._finish(self._entered, "failed")
+                        self.live, self.long, self.rows.slots = [], None, None
         finally:
             self.close()  # nobody is to wait for a thread that has ended
-            self._finish([*self.live, *self._waiting], "failed")
+            self._finish([*self._entered, *self._waiting], "failed")
+
+    @property
+    def _entered(self) -> list[LiveAnswer]:
+        """Answers that have a row."""
+        return [*self.live, *(answer for _, answer in (self.long.answers if self.long else ()))]
 
     def _wait(self) -> bool:
         """Until there is something to write: True; or nothing ever again: False."""
         with self._changed:
-            while not (self._closing or self._waiting or self.live):
+            while not (self._closing or self._waiting or self.long or self.live):
                 self._changed.wait()
             return not self._closing
 
@@ -153,60 +193,71 @@ class LiveBatch:
         self._enter()
         if self.live:
             self._draw()
-            self._leave()
+            self._finish(self.rows.leave(self.live, lambda answer: answer.finish is not None or answer.cancelled),
+                         "cancelled")
         if self.live:
             self._decode()
 
     def _enter(self) -> None:
-        """Read the prompts of waiting answers, as many as there are free rows, or fit."""
+        """Read a piece of the long prompt, and of the short ones that wait as many as there are rows, or fit."""
         with self._changed:
             gone = [answer for answer in self._waiting if answer.cancelled]
             self._waiting = deque(answer for answer in self._waiting if not answer.cancelled)
-            entering = self._next(self.rows - len(self.live))
-            for _ in entering:
-                self._waiting.popleft()
+            short, long = self._next(self.rows.most - len(self._entered))
+            self._waiting = deque(answer for answer in self._waiting if answer not in (*short, *long))
+            at = len(self.live)
+            self.live += short  # before they are read, so that a failure is theirs too
+            self.long = _Group(long) if long else self.long
         self._finish(gone, "cancelled")
-        if entering:
-            self.live += entering  # before the prefill, so that a failure is theirs too
-            self._prefill(entering, at=len(self.live) - len(entering))
+        if short:
+            self._read(_Group(short), at=at)
+        if self.long:
+            self._read_on(self.long)
 
-    def _next(self, free: int) -> list[LiveAnswer]:
-        chosen: list[LiveAnswer] = []
-        width, prompts = 0, set[tuple[int, ...]]()
-        for answer in islice(self._waiting, free):
-            width, prompts = max(width, len(answer.prompt)), prompts | {answer.prompt}
-            if chosen and width * len(prompts) > PREFILL:
+    def _next(self, free: int) -> tuple[list[LiveAnswer], list[LiveAnswer]]:
+        """Of those that wait, in their order: short prompts to read now, and answers to one long prompt."""
+        short: list[LiveAnswer] = []
+        long: list[LiveAnswer] = []
+        width, prompts, full = 0, set[Hashable](), False
+        for answer in self._waiting:
+            if len(short) + len(long) == free:
                 break
-            chosen.append(answer)
-        return chosen
+            if len(answer.prompt) > self.piece:
+                if not self.long and (not long or answer.reads == long[0].reads):
+                    long.append(answer)
+                continue
+            wider, more = max(width, round_up(len(answer.prompt), WIDTH_STEP, self.piece)), prompts | {answer.reads}
+            full = full or wider * len(more) > self.piece
+            if not full:
+                width, prompts = wider, more
+                short.append(answer)
+        return short, long
 
-    def _prefill(self, entering: Sequence[LiveAnswer], *, at: int) -> None:
-        """Fill the slots from `at` on."""
-        place: dict[tuple[tuple[int, ...], int], int] = {}
-        chosen = [place.setdefault((answer.prompt, id(answer.amounts)), len(place)) for answer in entering]
-        first = [entering[chosen.index(i)] for i in range(len(place))]
-        width = _up(max(len(answer.prompt) for answer in first), WIDTH_STEP)
-        tokens = torch.tensor([[*answer.prompt, *[0] * (width - len(answer.prompt))] for answer in first],
-                              device=self.model.device)
-        column = torch.arange(width, device=self.model.device)
-        # Padding is on the right, so the causal mask alone keeps it out of every real token's sight.
-        mask = (column[None, :] <= column[:, None]).expand(len(first), 1, width, width)
-        cache = DynamicCache()
-        self.mixer.aim_at([answer.amounts for answer in first])
-        states = self.model.decoder(input_ids=tokens, attention_mask=mask, position_ids=column[None].expand_as(tokens),
-                                    past_key_values=cache, use_cache=True).last_hidden_state
-        if self.slots is None:
-            self.slots = Slots(cache, slots=self.rows, columns=self.columns)
-        index = torch.tensor(chosen, device=self.model.device)
-        self.slots.branch(cache, index, at=at)
-        ends = torch.tensor([len(answer.prompt) - 1 for answer in first], device=self.model.device)
-        self.hidden[at:at + len(entering)] = states[torch.arange(len(first)), ends][index]
-        for answer in entering:
+    def _read_on(self, group: _Group) -> None:
+        """Read a piece of the long prompt; its answers go live after the last one."""
+        gone = [answer for _, answer in group.answers if answer.cancelled]
+        group.answers = [each for each in group.answers if each[1] not in gone]
+        self._finish(gone, "cancelled")
+        if not group.answers:
+            self.long = None
+        elif self._read(group, at=len(self.live)):
+            self.live += [answer for _, answer in group.answers]
+            self.long = None
+
+    def _read(self, group: _Group, *, at: int) -> bool:
+        """Read a piece; after the last one the answers fill the slots from `at` on. Whether it was the last."""
+        self.mixer.aim_at(group.amounts)
+        reading = group.go_on(self.model, self.piece)
+        if not reading.over:
+            return False
+        self.rows.enter(reading, [i for i, _ in group.answers], at=at)
+        for _, answer in group.answers:
             answer.uniform = [] if answer.seed is None else uniforms(answer.seed, answer.limit)
+        return True
 
     def _draw(self) -> None:
         """The next token of every live answer."""
-        logits = self._unembed(self.hidden[:len(self.live)]).float()
+        logits = self._unembed(self.rows.hidden[:len(self.live)]).float()
         finite = logits.isfinite().all(-1).tolist()
         tokens = self._tokens(logits)
         for row, answer in enumerate(self.live):
@@ -235,38 +286,17 @@ class LiveBatch:
 
     def _give_up(self, row: int) -> None:
         """End an answer whose numbers overflowed. Its slot is wiped: 0 x NaN would be NaN for the next one in it."""
-        assert self.slots is not None
-        self.slots.values[:, row].zero_()
+        assert self.rows.slots is not None
+        self.rows.slots.values[:, row].zero_()
         self.live[row].finish = "failed"
-
-    def _leave(self) -> None:
-        """Drop the finished answers; the last live ones move into their slots."""
-        assert self.slots is not None
-        over = [answer for answer in self.live if answer.finish is not None or answer.cancelled]
-        kept = len(self.live) - len(over)
-        movers = (row for row in range(kept, len(self.live)) if self.live[row] not in over)
-        for free in [row for row in range(kept) if self.live[row] in over]:
-            mover = next(movers)
-            self.slots.move(mover, free, columns=self.live[mover].position)
-            self.live[free] = self.live[mover]
-        del self.live[kept:]
-        self._finish(over, "cancelled")
 
     def _decode(self) -> None:
         """Let every live row read its last token."""
-        assert self.slots is not None
-        live = len(self.live)
-        rows = min(self.rows, 1 << (live - 1).bit_length())  # few shapes, and one row alone costs one row
-        self.token[:live] = torch.tensor([answer.last for answer in self.live])
-        self.position[:live] = torch.tensor([answer.position for answer in self.live])
-        self.position[live:rows] = 0
-        columns = min(self.columns, _up(int(self.position[:rows].max()) + 1, COLUMN_STEP))
-        position = self.position[:rows]
-        visible = self.slots.aim_at(position, columns=columns)
+        live, positions = len(self.live), [answer.position for answer in self.live]
+        rows = min(self.rows.most, 1 << (live - 1).bit_length())  # few shapes, and one row alone costs one row
+        self.rows.aim_at([answer.last for answer in self.live], positions)
         self.mixer.aim_at([answer.amounts for answer in self.live] + [{}] * (rows - live))
-        self.hidden[:rows] = self.model.decoder(
-            input_ids=self.token[:rows, None], attention_mask=visible, position_ids=position[:, None],
-            past_key_values=self.slots, use_cache=True).last_hidden_state[:, 0]
+        self.rows.step(rows, round_up(max(positions) + 1, COLUMN_STEP, self.rows.columns))
 
 
 def _told(answer: LiveAnswer, logits: Float[Tensor, " v"]) -> Drawn:
@@ -276,7 +306,3 @@ def _told(answer: LiveAnswer, logits: Float[Tensor, " v"]) -> Drawn:
     best = logprobs.topk(answer.likeliest)
     return Drawn(answer.last, float(logprobs[answer.last]),
                  tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
-
-
-def _up(n: int, step: int) -> int:
-    return -(-n // step) * step

@@ -23,7 +23,7 @@ from rlhflab.core.batch import TokenAnswer, Tree, pack
 from rlhflab.errors import RunError
 from rlhflab.model.shared import SharedModel
 from rlhflab.rollout.engine import Engine, Generation, with_limits
-from rlhflab.rollout.http import checked_url, post
+from rlhflab.rollout.http import checked_url, post, server_root
 
 CANARY = ("The delivery of 12 March was late, and three of its five boxes were open. What should I write to the shop? "
           "Write briefly, say what was wrong, and ask for the money back.")
@@ -44,7 +44,7 @@ def openai_engine(policy: SharedModel, *, url: str = "http://localhost:8000", mo
     temperature other than 1 the server must give log-probs after it (vLLM: --logprobs-mode processed_logprobs).
     """
     checked_url(url, where="engine.url")
-    return _Server(policy, url=url.rstrip("/"), name=model or policy.base.name,
+    return _Server(policy, url=server_root(url), name=model or policy.base.name,
                    folder=Path(folder) if folder else None, tolerance=tolerance, parallel=parallel,
                    ask=partial(post, timeout=timeout, retries=retries, wait=wait))
 

@@ -45,8 +45,7 @@ def draw_best_of_n(*, model: str, adapter: Path | None, rewards: Sequence[Path],
         raise ConfigError("--reward: give the folder of at least one reward role, such as runs/reward/roles/reward")
     if sizes and pairs is None:
         raise ConfigError("--sizes: heads are refitted on preference pairs; give their file as --pairs")
-    if out is not None and out.exists():
-        RunFolder.create(out)  # refuses before the model is loaded
+    RunFolder.refuse_taken(out)
     lab = Lab.load(model, progress=progress)
     rollouts, measures = read_pool(pool, lab.chat) if pool is not None else sample_pool(
         lab, adapter, prompts=prompts, n=n, samples=samples, max_new_tokens=max_new_tokens, seed=seed)

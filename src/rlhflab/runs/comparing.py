@@ -37,6 +37,7 @@ class Won(NamedTuple):
 def compare(targets: Sequence[Target], suite: Suite, *, metric: str | None, judge: str | None, out: Path | None,
             device: str = "auto", progress: Progress) -> tuple[Path, dict[str, Any]]:
     """The new folder with `comparison.json`, and what is in it: win rates of each two, and a ranking."""
+    RunFolder.refuse_taken(out)
     if suite.kind != "answers":
         raise ConfigError(f"suite {suite.name}: is of kind {suite.kind}, which has no answers to compare")
     if metric is not None:
@@ -64,9 +65,10 @@ def compare(targets: Sequence[Target], suite: Suite, *, metric: str | None, judg
 def _decider(answering: Sequence[Respondent], suite: Suite, metric: str | None,
              judge: str | None) -> Callable[[int, int], list[Won]]:
     """What decides between two of them, by their numbers: a judge whose replies are kept, or a metric."""
+    opened = None if judge is None else open_judge(judge, served_as=None, adapter=None, max_new_tokens=4,
+                                                   token_env=None)
     answers = [each.rollouts(suite) for each in answering]
-    if judge is not None:
-        opened = open_judge(judge, served_as=None, adapter=None, max_new_tokens=4, token_env=None)
+    if opened is not None:
         replies = Replies(cache_folder() / "judgments" / f"{content_key(list(opened.key))[:16]}.jsonl", opened)
         return lambda i, j: judged_wins(answers[i], answers[j], replies)
     assert metric is not None

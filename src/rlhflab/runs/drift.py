@@ -61,11 +61,15 @@ class Side:
 def find_drift(baseline: Source, current: Source, asked: Asked, *, out: Path | None = None,
                progress: Progress) -> dict[str, Any]:
     """Compare two sides, and write `drift.json`, `drift.html` and what was answered now into a new folder."""
+    RunFolder.refuse_taken(out)
     sides = _read(baseline, current, asked, progress)
     with_model = asked.model is not None or "adapter" in {baseline.kind, current.kind}
     asked = replace(asked, model=_base_of(asked, baseline, current)) if with_model else asked
     models = _models(asked, progress) if with_model else None
     prompts = _asked_prompts(sides, asked)
+    for name, source in zip(SIDES, (baseline, current), strict=True):
+        if models is not None and source.kind == "adapter":
+            models.hold(source, name)  # both before the first answer: one may be of another base
     for name, source in zip(SIDES, (baseline, current), strict=True):
         if name not in sides:
             sides[name] = _answered(source, name, prompts, asked, models, progress)
@@ -94,9 +98,13 @@ def keep_answers(source: Source, asked: Asked, *, out: Path | None = None, progr
     """Write what one side answers now to a file that later answers can be compared with."""
     if source.kind == "file":
         raise ConfigError(f"{source.name}: is a file of answers already; give a second side to compare it with")
+    RunFolder.refuse_taken(out)
     prompts = _asked_prompts({}, asked)
     asked = replace(asked, model=_base_of(asked, source))
-    models = _models(asked, progress) if source.kind == "adapter" else None
+    models = None
+    if source.kind == "adapter":
+        models = _models(asked, progress)
+        models.hold(source, SIDES[0])
     side = _answered(source, SIDES[0], prompts, asked, models, progress)
     folder = RunFolder.create(out) if out is not None else RunFolder.named("answers")
     path = folder.path / "answers.jsonl"
@@ -176,7 +184,7 @@ def _answered(source: Source, side: str, prompts: Sequence[Prompt], asked: Asked
     """A side that answers now. Each side has seeds of its own, since equal seeds would tie the answers together."""
     seed = 2 * asked.seed + SIDES.index(side)
     if source.kind == "adapter":
-        replies = models.answer(source, side, prompts, samples=asked.samples, seed=seed)
+        replies = models.answer(side, prompts, samples=asked.samples, seed=seed)
     else:
         from rlhflab.runs.drift_models import ask_server
 

@@ -37,11 +37,14 @@ class Models:
             self._lab = Lab.load(self.name, progress=self.progress)
         return self._lab
 
-    def answer(self, source: Source, side: str, prompts: Sequence[Prompt], *, samples: int, seed: int) -> list[Reply]:
-        """`samples` answers of an adapter to each prompt, one at temperature 0. `seed` has to be the side's own."""
+    def hold(self, source: Source, side: str) -> None:
+        """Load the adapter of a side. ModelError where it is of another base."""
         self.roles[side] = None if source.folder is None else side
         if source.folder is not None:
             self.lab.model.load_role(side, source.folder)
+
+    def answer(self, side: str, prompts: Sequence[Prompt], *, samples: int, seed: int) -> list[Reply]:
+        """`samples` answers of a side to each prompt, one at temperature 0. `seed` has to be the side's own."""
         greedy = self.temperature == 0
         with self.progress.track(f"answers of {side}", len(prompts) * (1 if greedy else samples)) as bar:
             rollouts = sample(self.lab.model, self.lab.chat, prompts, role=self.roles[side], greedy=greedy,

@@ -4,7 +4,7 @@ Answers are kept by what they follow from (base, adapter, dtype, device, prompt,
 or gate over the same prompts costs nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,11 @@ class Checks:
             bound = reward_source.bind(source.name, source.options, where=f"check {check.name}")
             self._made[key] = bound(self._model, MICRO_TOKENS)
         return self._made[key]
+
+    def make(self, suites: Iterable[Suite]) -> None:
+        """All that these suites need, before an answer is written: the role or the judge of one may not be there."""
+        for metric in (metric for suite in suites for metric in suite.metrics.values()):
+            self(metric.check)
 
 
 class Respondent:
@@ -167,7 +172,9 @@ def evaluate(target: Target, suites: Sequence[Suite], *, out: Path | None, devic
     for suite in suites:
         check_checks(suite)
     lab = Lab.load(target.model, dtype=dtype, device=device, progress=progress)
-    respondent = Respondent(lab, target, role="evaluated", checks=Checks(lab.model))
+    checks = Checks(lab.model)
+    checks.make(suites)
+    respondent = Respondent(lab, target, role="evaluated", checks=checks)
     folder = RunFolder.named("evaluate") if out is None else RunFolder.create(out)
     results: dict[str, Any] = {}
     for suite in suites:

@@ -35,8 +35,14 @@ class RunFolder:
         try:
             path.mkdir(parents=True)
         except FileExistsError as error:
-            raise RunError(f"{path}: exists already; give another --out, or remove it yourself") from error
+            raise _taken(path) from error
         return cls(path)
+
+    @staticmethod
+    def refuse_taken(out: Path | None) -> None:
+        """RunError where the folder is there already: for those who work long before they create it."""
+        if out is not None and out.exists():
+            raise _taken(out)
 
     @classmethod
     def named(cls, name: str, *, under: Path = Path("runs")) -> "RunFolder":
@@ -115,6 +121,10 @@ class Record:
         """`finished` or `stopped`."""
         self._facts |= {"status": status, "ended": _now(), "seconds": round(time.perf_counter() - self._began, 1)}
         self._folder.write_json("record.json", self._facts)
+
+
+def _taken(path: Path) -> RunError:
+    return RunError(f"{path}: exists already; give another --out, or remove it yourself")
 
 
 def _now() -> str:

@@ -44,6 +44,7 @@ def gate_with(lab: Lab, candidate: Target, active: Target, policy: ReadPolicy, f
     began = time.perf_counter()
     suites = policy_suites(policy)
     checks = Checks(lab.model)
+    checks.make(suites.values())
     two = {who: Respondent(lab, target, role=who, checks=checks)
            for who, target in (("active", active), ("candidate", candidate))}
     if two["candidate"].key == two["active"].key:

@@ -29,7 +29,7 @@ from rlhflab.registry.records import (
     read_object,
     sha256_of,
 )
-from rlhflab.registry.sources import Source, data_facts, look_at, provenance, run_facts, template_of
+from rlhflab.registry.sources import Source, data_facts, look_at, provenance, template_of
 from rlhflab.registry.store import Added, Registry
 from rlhflab.registry.told import told_by
 from rlhflab.rollout.sampling import sample
@@ -52,8 +52,6 @@ class Said:
     data: tuple[Path, ...] = ()
     annotators: str | None = None
     note: str | None = None
-    record: Path | None = None
-    """`record.json` of the job that the adapter's run was a part of, where the run has none of its own."""
     evaluations: Mapping[str, Any] = field(default_factory=dict)
     """How it was measured, beside what its run says."""
     transcripts: Path | None = None
@@ -126,9 +124,6 @@ def _made(registry: Registry, source: Source, said: Said) -> Provenance:
         if missing:
             raise RegistryError(f"--data: {missing}: no such file")
         made = replace(made, data=tuple({"key": "data", "name": str(each), **data_facts(each)} for each in said.data))
-    if said.record is not None:
-        record = read_object(said.record)
-        made = replace(made, commit=made.commit or record.get("commit"), run=run_facts(record))
     if said.evaluations:
         made = replace(made, evaluations={**(made.evaluations or {}), **said.evaluations})
     return replace(made, annotators=said.annotators or made.annotators)

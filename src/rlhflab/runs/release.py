@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rlhflab.analysis.gate_files import stopped_by, verdict_cells
+from rlhflab.analysis.gate_files import power_words, stopped_by, verdict_cells
 from rlhflab.analysis.hacking import GATE_CRITERION, as_json, gate_blocks
 from rlhflab.analysis.report_data import section
 from rlhflab.data.formats import prompt_row, write_jsonl
@@ -51,7 +51,6 @@ class Trained:
     """An adapter that was made before, and what is known of it."""
 
     adapter: Path
-    data: tuple[Path, ...] = ()
     annotators: str | None = None
     note: str
     evaluations: Mapping[str, Any] = field(default_factory=dict)
@@ -63,14 +62,13 @@ def trained_arms(home: Path, *, start: Path, scenario: str, method: str, rates: 
 
     `rates`: what was measured of an arm, by its name.
     """
-    by, biased = f"{ANNOTATORS} who like long and confident answers", home / "pairs-biased.jsonl"
+    by = f"{ANNOTATORS} who like long and confident answers"
     return {
         START: Trained(adapter=start, note="the policy that both start from", evaluations={scenario: start_rates}),
-        HACKED: Trained(adapter=home / "hack" / POLICY, data=(biased,), annotators=by,
+        HACKED: Trained(adapter=home / "hack" / POLICY, annotators=by,
                         note=f"{method} on a reward learnt from biased pairs",
                         evaluations={scenario: section(rates, "hack", "rates")}),
-        CURED: Trained(adapter=home / "targeted" / POLICY, data=(biased, home / "pairs-targeted.jsonl"),
-                       annotators=f"{by}, then experts by the gold rules",
+        CURED: Trained(adapter=home / "targeted" / POLICY, annotators=f"{by}, then experts by the gold rules",
                        note=f"{method} on the biased reward after expert labels on the failures found",
                        evaluations={scenario: section(rates, "targeted", "rates")})}
 
@@ -129,9 +127,8 @@ class Release:
         for name in (each for each in self.trained if each not in here):
             told = self.trained[name]
             added = add_adapter(self.registry, told.adapter, Said(
-                by=self.by, name=name, data=told.data, annotators=told.annotators, note=told.note,
-                evaluations=told.evaluations, record=self.folder.path / "record.json", transcripts=prompts,
-                max_new_tokens=TRANSCRIPT_TOKENS), role=None, progress=self.progress).adapter
+                by=self.by, name=name, annotators=told.annotators, note=told.note, evaluations=told.evaluations,
+                transcripts=prompts, max_new_tokens=TRANSCRIPT_TOKENS), role=None, progress=self.progress).adapter
             self.progress.say(f"Added {name} ({added.digest[:12]}), {told.note}.")
         if DEPLOYMENT not in self.registry.state().deployments:
             self._activate(START, override=FIRST)
@@ -147,11 +144,10 @@ class Release:
                              for each in (start, adapter))
         folder = RunFolder.create(self.folder.path / home)
         record = gate_with(lab, candidate, active, self.policy, folder)
-        could = sum(row["blocking"] for row in record["rows"])
         self.progress.say("\n".join([
             f"Gate of {name} against {START}, policy {self.policy.name}:", *columns(verdict_cells(record)),
-            f"Verdict on {name}: {record['verdict']}. {could} of {len(record['rows'])} rows had the power to block; "
-            f"{record['answers_written']} answers of {record['tokens_written']} tokens were written."]))
+            f"Verdict on {name}: {record['verdict']}. {power_words(record)}; {record['answers_written']} answers "
+            f"of {record['tokens_written']} tokens were written."]))
         return sum(row.get("tokens", 0) for row in folder.rows("answers.jsonl"))  # whether kept before or not
 
     def promote(self) -> int:
@@ -218,7 +214,8 @@ class Release:
             "active": state.find(DEPLOYMENT).name,
             "adapters": [{"name": each.name, "digest": each.digest, "note": each.note}
                          for each in state.adapters.values()],
-            "ledger": [{"number": each.number, "at": each.at, "by": each.by, "says": says(each), "hash": each.hash,
+            "ledger": [{"number": each.number, "at": each.at, "by": each.by, "hash": each.hash,
+                        "says": says(each, names=state.names),
                         "override": (each.body.get("override") or {}).get("reason")} for each in registry.entries()]}
 
     def closing_words(self) -> list[str]:

@@ -1,16 +1,26 @@
 """From `data:` of a run file to what a loop trains on: a JSONL file, or a scenario that makes its own data."""
 
 from collections.abc import Iterable, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
 
-from rlhflab.config import DpoRun, RewardRun, Run, SampledRun
+from rlhflab.config import DpoRun, RewardRun, Run, SampledRun, SftRun
 from rlhflab.core.batch import PreferenceTree, ThumbTree, TokenAnswer, Tree
 from rlhflab.data.chat import ChatFormat
-from rlhflab.data.formats import read_conversations, read_pairs, read_prompts, read_thumbs
+from rlhflab.data.formats import (
+    conversation_row,
+    prompt_row,
+    read_conversations,
+    read_pairs,
+    read_prompts,
+    read_thumbs,
+)
 from rlhflab.data.types import Conversation, Message, PreferencePair, Prompt, Thumb, thumbs_of
 from rlhflab.errors import DataError
 from rlhflab.progress import Progress
+from rlhflab.registry.records import canonical, sha256_of
+from rlhflab.registry.sources import data_settings
 from rlhflab.runs.lab import Lab
 from rlhflab.runs.preferences import collect_pairs
 from rlhflab.scenarios import names, scenario
@@ -70,6 +80,20 @@ def prompts(run: SampledRun) -> list[Prompt]:
     if run.data in names():
         return scenario(run.data).prompts("rl", run.examples, seed=run.seed)
     return read_prompts(file_of(run.data))
+
+
+def data_read(run: Run) -> list[dict[str, str]]:
+    """Setting, name and sha256 of what a run reads: of a file, or of the rows that a scenario makes without a model.
+
+    Pairs of a scenario are sampled while the run is under way; they have no digest.
+    """
+    found = {name: sha256_of(Path(name)) for _, name in data_settings(run.model_dump(mode="json"))
+             if Path(name).is_file()}
+    if run.data in names() and isinstance(run, SftRun | SampledRun):
+        rows = map(conversation_row, conversations(run)) if isinstance(run, SftRun) else map(prompt_row, prompts(run))
+        found[run.data] = sha256("".join(canonical(row) + "\n" for row in rows).encode()).hexdigest()
+    return [{"key": key, "name": name, "sha256": found[name]}
+            for key, name in data_settings(run.model_dump(mode="json")) if name in found]
 
 
 def conversation_tree(chat: ChatFormat, conversation: Conversation) -> Tree:

@@ -23,7 +23,7 @@ from rlhflab.rollout.constraints import Constrained, check_source, constrained
 from rlhflab.rollout.probe import Probe
 from rlhflab.rollout.rewards import Mixture, make_reward, reward_source
 from rlhflab.runs import sources
-from rlhflab.runs.folder import RunFolder
+from rlhflab.runs.folder import Record, RunFolder
 from rlhflab.runs.hidden_states import cut_states
 from rlhflab.runs.lab import Lab, settled
 from rlhflab.runs.probes import first_step, reread_roles, scores_by_batch, trained_ends
@@ -182,8 +182,13 @@ STAGES: dict[str, Callable[..., Summary]] = {
 
 
 def run_stage(run: Run, lab: Lab, folder: RunFolder) -> Summary:
-    """Train as `run` says; writes config, metrics, roles and summary into `folder`. Goes on from its checkpoint."""
+    """Train as `run` says, from the checkpoint if there is one; all it makes is written into `folder`.
+
+    The record is the stage's own, also where the stage is a part of a longer job: what it read, and how it ended.
+    """
     run = settled(run, str(lab.model.device))
+    record = Record(folder, run.kind, base={"name": lab.model.base.name, "digest": lab.model.base.digest},
+                    data=sources.data_read(run))
     folder.write_yaml("config.yaml", {"kind": run.kind, **run.model_dump(mode="json")})
     lab.model.recompute_activations(run.recompute)
     torch.manual_seed(run.seed)  # dropout draws from the global generator
@@ -192,10 +197,14 @@ def run_stage(run: Run, lab: Lab, folder: RunFolder) -> Summary:
         summary = STAGES[run.kind](run, lab, folder)
         summary["probes"] = {**first_step(folder), **summary.get("probes", {}),
                              "reread": reread_roles(lab, folder.path / "roles")}
+    except BaseException:
+        record.close("stopped")
+        raise
     finally:
         lab.drop_roles()
     folder.write_json("summary.json", summary)
     checkpoints(run, folder).drop()
+    record.close("finished")
     return summary
 
 

@@ -6,8 +6,7 @@ from rlhflab.analysis.report import write_report
 from rlhflab.config import Run, read_run
 from rlhflab.errors import RunError
 from rlhflab.progress import Progress
-from rlhflab.registry.records import sha256_of
-from rlhflab.registry.sources import data_settings
+from rlhflab.runs import sources
 from rlhflab.runs.estimate import within_memory
 from rlhflab.runs.folder import Record, RunFolder
 from rlhflab.runs.lab import Lab
@@ -17,8 +16,7 @@ from rlhflab.runs.stages import check_choices, run_stage
 def run_training(run: Run, *, out: Path | None, progress: Progress) -> Path:
     """Train as `run` says, into a new folder, which is returned."""
     check_choices(run)
-    if out is not None and out.exists():
-        RunFolder.create(out)  # refuses before the model is loaded
+    RunFolder.refuse_taken(out)
     lab = _load(run, progress)
     run = within_memory(lab.resolved(run), lab)
     folder = RunFolder.create(out) if out is not None else RunFolder.named(run.kind)
@@ -35,16 +33,18 @@ def resume_training(path: Path, *, progress: Progress) -> Path:
     if folder.has("summary.json"):
         if record["status"] == "finished" and folder.has("report.html"):
             raise RunError(f"{path}: this run is finished; there is nothing to go on with")
-        # It was killed after its last step.
-        return _finish(Record(folder, run.kind, base=record["base"], data=record.get("data")), folder)
+        if record["status"] != "finished":  # it was killed after its last step
+            Record(folder, run.kind, base=record["base"], data=record.get("data")).close("finished")
+        return _finish(folder)
     lab = _load(run, progress)
     stored = record["base"]["digest"]
     if stored != lab.model.base.digest:
         raise RunError(f"{path}: was started on base weights {stored[:12]}, but {run.model} now has "
                        f"{lab.model.base.digest[:12]}; a run goes on with the weights it began with")
-    changed = next((each for each in record.get("data") or () if each not in data_read(run)), None)
+    data = sources.data_read(run)
+    changed = next((each for each in record.get("data") or () if each not in data), None)
     if changed:
-        raise RunError(f"{path}: {changed['name']} is no longer the file the run began with (sha256 "
+        raise RunError(f"{path}: {changed['name']} is no longer what the run began with (sha256 "
                        f"{changed['sha256'][:12]}); a run goes on with the data it began with")
     return _train(run, lab, folder)
 
@@ -56,25 +56,15 @@ def _load(run: Run, progress: Progress) -> Lab:
 
 
 def _train(run: Run, lab: Lab, folder: RunFolder) -> Path:
-    record = Record(folder, run.kind, base={"name": lab.model.base.name, "digest": lab.model.base.digest},
-                    data=data_read(run))
     try:
         run_stage(run, lab, folder)
     except BaseException:
-        record.close("stopped")
         if (folder.path / "checkpoints").is_dir():
             lab.progress.say(f"Stopped. To go on from the last checkpoint: rlhflab train --resume {folder.path}")
         raise
-    return _finish(record, folder)
+    return _finish(folder)
 
 
-def data_read(run: Run) -> list[dict[str, str]]:
-    """Setting, name and sha256 of each data file of a run. What a scenario makes follows from the run's settings."""
-    return [{"key": key, "name": name, "sha256": sha256_of(Path(name))}
-            for key, name in data_settings(run.model_dump(mode="json")) if Path(name).is_file()]
-
-
-def _finish(record: Record, folder: RunFolder) -> Path:
-    record.close("finished")
+def _finish(folder: RunFolder) -> Path:
     write_report(folder.path)
     return folder.path

@@ -81,6 +81,9 @@ def read_policy(name: str) -> ReadPolicy:
     path = Path(name)
     if not path.is_file() and (SHIPPED / name).is_file() and path.name == name:
         path = SHIPPED / name
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such gate policy; give a file, or one of those that come along: "
+                          f"{', '.join(sorted(each.name for each in SHIPPED.glob('*.yaml')))}")
     content = read_yaml(path, what="gate policy")
     rows = content.get("rows")
     if not isinstance(rows, list) or not rows:
