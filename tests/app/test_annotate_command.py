@@ -82,7 +82,7 @@ def test_a_file_is_judged_corrected_and_exported(capsys, file, tmp_path):
     file.write_text("".join(json.dumps(row) + "\n" for row in [judged, *ROWS[1:]]))
     assert main(["store", "import", str(store), str(file), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["added"] == [
-        {"source": str(file), "new": 3, "known": 0, "judgments": 1}]
+        {"source": str(file), "new": 3, "known": 0, "judgments": 1, "skipped": 0}]
     assert main(["store", "correct", str(store), "1", "--verdict", "a", "--author", "lead", "--reason", "slip"]) == 0
     assert "Judgment 2 corrects 1." in capsys.readouterr().out
     assert main(["store", str(store), "--json"]) == 0
