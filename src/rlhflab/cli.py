@@ -5,7 +5,9 @@ A mistake of the user's is one sentence on stderr and exit code 2; RLHFLAB_DEBUG
 
 import errno
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError, Parameter
@@ -32,10 +34,12 @@ for place, (name, command) in enumerate(commands.COMMANDS.items()):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit code: 0 done, 2 a mistake in what was asked, 130 stopped by Ctrl-C.
+    """Run one command; returns the exit code: 0 done, 2 a mistake in what was asked, 130 stopped (Ctrl-C or SIGTERM).
 
     `detect --fail-on-alarm` and `drift --fail-on-drift` also have 3, an alarm.
     """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # systemd, docker and job queues stop a run by it
     if os.environ.get("RLHFLAB_DEBUG"):
         return _run(arguments)
     try:

@@ -107,7 +107,8 @@ def test_judging_needs_no_torch():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
-def test_ctrl_c_ends_the_server_and_says_what_is_next_and_no_key_is_logged(file, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_the_server_and_says_what_is_next_and_no_key_is_logged(file, tmp_path, number):
     process = subprocess.Popen(
         [sys.executable, "-m", "rlhflab", "annotate", str(file), "--port", "0", "--annotator", "anna", "--annotator",
          "ben"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -117,7 +118,7 @@ def test_ctrl_c_ends_the_server_and_says_what_is_next_and_no_key_is_logged(file,
     base, key = found[1], found[2]
     with httpx.Client(base_url=base, headers={"Origin": base}, follow_redirects=True) as client:
         assert "0+1?" in client.post("/enter", data={"key": key}).text
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate()
     assert process.returncode == 0 and "0 judgments more, 0 in" in out and "Next: rlhflab store export" in out
     assert key not in out + err and "0123456789abcdef" not in "".join(lines) + out + err

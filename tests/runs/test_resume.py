@@ -47,18 +47,30 @@ append = RunFolder.append
 def append_and_die(self, name, row):
     append(self, name, row)
     if name == "metrics.jsonl" and row["step"] == int(sys.argv[1]):
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), int(sys.argv[2]))
 
 RunFolder.append = append_and_die
-main(sys.argv[2:])
+sys.exit(main(sys.argv[3:]))
 """
-"""A command that is killed, as by kill -9, once it has written so many steps down, however quick the machine is."""
+"""A command that gets a signal once it has written so many steps down, however quick the machine is."""
+
+
+def signalled(arguments: list[str], *, steps: int, number: int) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own that gets a signal when it has written `steps` steps down."""
+    return subprocess.run([sys.executable, "-c", MORTAL, str(steps), str(number), *arguments], capture_output=True,
+                          text=True)
 
 
 def kill_after(arguments: list[str], *, steps: int) -> None:
-    """Run the command in a process of its own that is killed when it has written `steps` steps down."""
-    done = subprocess.run([sys.executable, "-c", MORTAL, str(steps), *arguments], capture_output=True)
+    """As by kill -9."""
+    done = signalled(arguments, steps=steps, number=signal.SIGKILL)
     assert done.returncode == -signal.SIGKILL, "it ended before it could be killed"
+
+
+def test_a_run_that_a_job_queue_stops_says_so_as_after_ctrl_c(tmp_path: Path) -> None:
+    done = signalled(command("reward", tmp_path, tmp_path / "mine"), steps=3, number=signal.SIGTERM)
+    assert done.returncode == 130 and f"rlhflab train --resume {tmp_path / 'mine'}" in done.stderr
+    assert json.loads((tmp_path / "mine" / "record.json").read_text())["status"] == "stopped"
 
 
 @pytest.mark.parametrize(("kind", "steps"), [("dpo", 1), ("dpo", 5), ("reward", 3), ("ppo", 4)])
