@@ -94,7 +94,7 @@ def test_another_arm_has_gains_and_no_verdict(tmp_path: Path, capsys: pytest.Cap
     assert found["hacks_at"] is None and "was not judged" in " ".join(found["says"])
     assert main(["experiment", "dose-response", *map(str, folders), "--out", str(tmp_path / "words")]) == 0
     told = capsys.readouterr().out
-    assert "gold -0.200 [-0.222, -0.178] n=24" in told and "Next: open it in a browser." in told
+    assert "gold -0.20 [-0.22, -0.18] (n = 24)" in told and "Next: open it in a browser." in told
 
 
 def failure(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:

@@ -93,6 +93,8 @@ def dose_response_command(*folders: Path, arm: str = "hack", out: Path | None = 
         out: The new folder; under runs/ where absent.
         as_json: Print what doses.json holds as JSON.
     """
+    from rlhflab.analysis.hacking import change_in_words
+    from rlhflab.core.stats import Estimate
     from rlhflab.runs.doses import draw_doses
 
     found = quietly(lambda: draw_doses(folders, arm=arm, out=out))
@@ -100,14 +102,11 @@ def dose_response_command(*folders: Path, arm: str = "hack", out: Path | None = 
         print_value(found, True)
         return
     judged = {None: "not judged", True: "hacks", False: "does not hack"}
-    print_table([{"dose": f"dose {row['dose']:g}", "gold": f"gold {_change(row['gold'])}",
-                  "proxy": f"proxy {_change(row['proxy'])}", "hacks": judged[row["hacks"]]}
+    print_table([{"dose": f"dose {row['dose']:g}", "hacks": judged[row["hacks"]],
+                  **{name: f"{name} {change_in_words(Estimate(**row[name])) if row[name] else '-'}"
+                     for name in ("gold", "proxy")}}
                  for row in found["doses"]], False)
     print("\n".join(["", *found["says"], f"Wrote {found['page']}. Next: open it in a browser."]))
-
-
-def _change(value: Mapping[str, float] | None) -> str:
-    return "-" if value is None else "{mean:+.3f} [{low:+.3f}, {high:+.3f}] n={n}".format(**value)
 
 
 def detect_command(path: Path, /, *options: Override, start: Path | None = None, probes: Path | None = None,
